@@ -1,0 +1,26 @@
+// Which instruction set the CPU kernels run with. Every file of csrc/cpu is compiled once per entry
+// of built_isas(); the best one that this CPU has is chosen at the first call.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace vmf {
+
+// Built into this library, slowest first: "baseline" and on x86-64 "avx2", "avx512".
+std::vector<std::string> built_isas();
+
+// Of those, what this CPU can run.
+std::vector<std::string> supported_isas();
+
+// The one in use: VMF_CPU_ISA if it is set, else the last of supported_isas().
+// Throws std::invalid_argument where VMF_CPU_ISA names one that is not supported.
+std::string current_isa();
+
+// Uses another one from now on. Throws std::invalid_argument unless it is supported.
+void set_isa(const std::string& name);
+
+// The position of current_isa() in built_isas(): each op keeps its kernels in a table of that order.
+int current_isa_index();
+
+}  // namespace vmf

@@ -1,0 +1,80 @@
+#include "vmf/isa.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <iterator>
+#include <stdexcept>
+
+namespace vmf {
+namespace {
+
+const char* const kBuilt[] = {
+#if defined(__x86_64__)
+    "baseline",
+    "avx2",
+    "avx512",
+#else
+    "baseline",
+#endif
+};
+constexpr int kCount = static_cast<int>(std::size(kBuilt));
+
+// __builtin_cpu_supports also asks whether the operating system saves the wide registers.
+bool cpu_runs(int isa) {
+#if defined(__x86_64__)
+  switch (isa) {
+    case 1:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("f16c");
+    case 2:
+      return cpu_runs(1) && __builtin_cpu_supports("avx512f") &&
+             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+             __builtin_cpu_supports("avx512dq");
+  }
+#endif
+  return isa == 0;
+}
+
+int find_supported(const std::string& name, const char* who) {
+  std::string choices;
+  for (int isa = 0; isa < kCount; ++isa) {
+    if (!cpu_runs(isa)) continue;
+    if (name == kBuilt[isa]) return isa;
+    choices += std::string(choices.empty() ? "" : ", ") + kBuilt[isa];
+  }
+  throw std::invalid_argument(std::string(who) + ": the instruction set must be one of " + choices +
+                              " (got \"" + name + "\")");
+}
+
+std::atomic<int> chosen{-1};  // -1: nobody has asked yet
+
+}  // namespace
+
+std::vector<std::string> built_isas() { return {std::begin(kBuilt), std::end(kBuilt)}; }
+
+std::vector<std::string> supported_isas() {
+  std::vector<std::string> names;
+  for (int isa = 0; isa < kCount; ++isa) {
+    if (cpu_runs(isa)) names.push_back(kBuilt[isa]);
+  }
+  return names;
+}
+
+int current_isa_index() {
+  int isa = chosen.load(std::memory_order_relaxed);
+  if (isa >= 0) return isa;
+  const char* wanted = std::getenv("VMF_CPU_ISA");
+  if (wanted != nullptr && *wanted != '\0') {
+    isa = find_supported(wanted, "VMF_CPU_ISA");
+  } else {
+    for (isa = kCount - 1; !cpu_runs(isa);) --isa;
+  }
+  int unset = -1;  // an answer that somebody gave meanwhile stays
+  return chosen.compare_exchange_strong(unset, isa) ? isa : unset;
+}
+
+std::string current_isa() { return kBuilt[current_isa_index()]; }
+
+void set_isa(const std::string& name) { chosen = find_supported(name, "set_isa"); }
+
+}  // namespace vmf
