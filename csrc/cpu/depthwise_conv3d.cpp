@@ -2,7 +2,7 @@
 //
 // One item is a frame of a sample (forward, gradient of the input) or a block of channels (gradient
 // of the weight). Channels-last works on kLanes channels at once, contiguous on kLanes columns.
-#include "cpu/depthwise_conv3d.h"
+#include "depthwise_conv3d.h"
 
 #include <cstring>
 #include <type_traits>
