@@ -1,0 +1,24 @@
+"""Fused kernels for depthwise 3D convolution and few-token cross-attention, with autograd."""
+
+from vmf_kernels.backends import use_backend
+from vmf_kernels.explain import explain
+from vmf_kernels.layers import DepthwiseConv3d
+from vmf_kernels.ops.depthwise_conv3d import depthwise_conv3d
+from vmf_kernels.ops.dynamic_relu import dynamic_relu
+from vmf_kernels.ops.few_key_attention import few_key_attention
+from vmf_kernels.ops.few_query_attention import few_query_attention
+
+from vmf_kernels import reference  # isort: skip (wraps the functions above)
+
+from vmf_kernels.version import __version__
+
+__all__ = [
+    "DepthwiseConv3d",
+    "depthwise_conv3d",
+    "dynamic_relu",
+    "explain",
+    "few_key_attention",
+    "few_query_attention",
+    "reference",
+    "use_backend",
+]

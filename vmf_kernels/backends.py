@@ -1,0 +1,116 @@
+"""Which backend runs a call: one ordered list of predicates dispatches, explains and refuses."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from vmf_kernels import _extension
+
+NAMES = ("auto", "reference", "cpu", "triton", "cuda")
+
+_forced: ContextVar[str] = ContextVar(
+    "vmf_kernels_backend", default=os.environ.get("VMF_BACKEND") or "auto"
+)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run an op.
+
+    Attributes:
+        name: one of `NAMES`, but not "auto".
+        cannot_run: takes the prepared arguments of the op; returns None where the backend can run
+            them, else the exception that says why not (RuntimeError: the environment lacks
+            something; NotImplementedError: the backend does not cover this call).
+        run: takes the same arguments and computes the op.
+    """
+
+    name: str
+    cannot_run: Callable[..., Exception | None]
+    run: Callable[..., Any]
+
+
+class Op:
+    """A public op: how its arguments are prepared, and its backends, fastest first.
+
+    Calling it prepares the arguments (casts under autocast, checks, normal forms) and runs the
+    first backend that can.
+    """
+
+    def __init__(
+        self, name: str, prepare: Callable[..., tuple[Any, ...]], backends: tuple[Backend, ...]
+    ) -> None:
+        self.name = name
+        self.prepare = prepare
+        self.backends = backends
+        OPS[name] = self
+
+    def __call__(self, *args: Any) -> Any:
+        prepared = self.prepare(*args)
+        return self.select(*prepared).run(*prepared)
+
+    def select(self, *prepared: Any) -> Backend:
+        """The backend that runs these arguments.
+
+        Raises:
+            RuntimeError, NotImplementedError: the one that `use_backend` asks for cannot.
+        """
+        wanted = current_backend()
+        refusal: Exception | None = None
+        for backend in self.backends:
+            if wanted in ("auto", backend.name):
+                refusal = backend.cannot_run(*prepared)
+                if refusal is None:
+                    return backend
+        if refusal is None:
+            refusal = NotImplementedError("no such kernel for this op")
+        raise type(refusal)(f"{self.name}: backend '{wanted}' cannot run this call: {refusal}")
+
+
+OPS: dict[str, Op] = {}
+
+
+def always(*prepared: Any) -> None:
+    """The predicate of a backend that runs every call."""
+
+
+def cpu_cannot_run(tensor: Any) -> Exception | None:
+    """What every kernel of the C++ backend needs: the extension, and a CPU tensor."""
+    if not tensor.is_cpu:
+        return NotImplementedError(f"it runs on the CPU (got a tensor on {tensor.device})")
+    if not _extension.LOADED:
+        return RuntimeError(_extension.REASON)
+    return None
+
+
+def current_backend() -> str:
+    """The backend that `use_backend` or VMF_BACKEND asks for, else "auto"."""
+    return _check_name(_forced.get(), "VMF_BACKEND")
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Runs every op inside the `with` block on one backend, in this thread and context.
+
+    Args:
+        name: "auto" (the first that can), "reference" (plain PyTorch), "cpu", "triton" or "cuda".
+            The environment variable VMF_BACKEND sets the same for a whole process.
+
+    Raises:
+        ValueError: no such backend. Inside the block, a call that the backend cannot run
+            raises and says why; "auto" goes on to the next one.
+    """
+    token = _forced.set(_check_name(name, "use_backend"))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def _check_name(name: str, where: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{where}: the backend must be one of {', '.join(NAMES)} (got {name!r})")
+    return name

@@ -1,0 +1,72 @@
+"""Layers: thin modules over the ops."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from vmf_kernels.ops.depthwise_conv3d import depthwise_conv3d
+from vmf_kernels.ops.depthwise_conv3d.geometry import normalise
+
+
+class DepthwiseConv3d(nn.Conv3d):
+    """An `nn.Conv3d` with `groups=in_channels`, run by `depthwise_conv3d`.
+
+    Same `state_dict`, same initialisation, same `repr` fields as `nn.Conv3d`; also takes three
+    (before, after) pairs as padding.
+
+    Args:
+        in_channels: C.
+        out_channels: m*C for a channel multiplier m >= 1.
+        kernel_size: an int, or three for T, H, W.
+        stride, padding, dilation: as in `depthwise_conv3d`.
+        bias: whether there is one.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: out_channels is no multiple of in_channels, or a value is out of range.
+        TypeError: a value has the wrong type.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int, int],
+        stride: int | tuple[int, int, int] = 1,
+        padding: Any = 0,
+        dilation: int | tuple[int, int, int] = 1,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        if in_channels < 1 or out_channels < 1 or out_channels % in_channels:
+            raise ValueError(
+                "DepthwiseConv3d: out_channels must be a multiple of in_channels "
+                f"(got in_channels={in_channels}, out_channels={out_channels})"
+            )
+        pairs = padding if _is_pairs(padding) else None
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            0 if pairs else padding,
+            dilation,
+            groups=in_channels,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
+        if pairs:
+            self.padding = tuple(tuple(pair) for pair in pairs)
+        normalise(self.kernel_size, self.stride, self.padding, self.dilation)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, T, H, W) or (C, T, H, W) to (N, m*C, T', H', W') or (m*C, T', H', W')."""
+        return depthwise_conv3d(
+            input, self.weight, self.bias, self.stride, self.padding, self.dilation
+        )
+
+
+def _is_pairs(padding: Any) -> bool:
+    return not isinstance(padding, int | str) and any(not isinstance(p, int) for p in padding)

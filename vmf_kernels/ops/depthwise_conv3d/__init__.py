@@ -1,0 +1,109 @@
+"""Depthwise 3D convolution."""
+
+from typing import Any
+
+from torch import Tensor
+
+from vmf_kernels.backends import Backend, Op, always, cpu_cannot_run
+from vmf_kernels.checks import autocast, check_tensors
+from vmf_kernels.ops.depthwise_conv3d import library, reference
+from vmf_kernels.ops.depthwise_conv3d.geometry import normalise, output_size
+
+NAME = "depthwise_conv3d"
+
+
+def depthwise_conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int, int] = 1,
+    padding: Any = 0,
+    dilation: int | tuple[int, int, int] = 1,
+) -> Tensor:
+    """Convolves every channel with its own 3D kernels.
+
+    Equivalent to `torch.nn.functional.conv3d(..., groups=C)`, and to a padding that `conv3d`
+    cannot do: different before and after.
+
+    Args:
+        input: (N, C, T, H, W) or (C, T, H, W), any floating dtype, any strides.
+        weight: (m*C, 1, kT, kH, kW) with channel multiplier m >= 1: output channel j reads input
+            channel j // m. Same dtype and device as the input.
+        bias: (m*C,) or None.
+        stride: an int, or three for T, H, W.
+        padding: zeros around the input: an int, three ints, "valid" (none), "same" (stride 1
+            only: the output has the input's size; the extra zero of an even kernel comes after),
+            or three (before, after) pairs. Causal in time: `((kT - 1, 0), (p, p), (p, p))`.
+        dilation: an int, or three.
+
+    Returns:
+        (N, m*C, T', H', W') or (m*C, T', H', W'), in the input's dtype and memory format
+        (contiguous or channels_last_3d). 16-bit inputs are accumulated in float32.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or values do not fit.
+        TypeError: an argument has the wrong type.
+        NotImplementedError, RuntimeError: the backend that `use_backend` asks for cannot run it.
+    """
+    return OP(input, weight, bias, stride, padding, dilation)
+
+
+def _prepare(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any
+) -> tuple[Any, ...]:
+    input, weight, bias = autocast(input, weight, bias)
+    if bias is None:
+        check_tensors(NAME, input=input, weight=weight)
+    else:
+        check_tensors(NAME, input=input, weight=weight, bias=bias)
+    if weight.dim() != 5 or weight.shape[1] != 1 or 0 in weight.shape:
+        raise ValueError(
+            f"{NAME}: weight must be (m*C, 1, kT, kH, kW) without an empty dimension "
+            f"(got shape {tuple(weight.shape)})"
+        )
+    if input.dim() not in (4, 5):
+        raise ValueError(
+            f"{NAME}: input must be (N, C, T, H, W) or (C, T, H, W) "
+            f"(got shape {tuple(input.shape)})"
+        )
+    channels = input.shape[-4]
+    if channels == 0 or weight.shape[0] % channels:
+        raise ValueError(
+            f"{NAME}: the weight's first dimension must be a multiple of the input's channels "
+            f"(got {weight.shape[0]} and {channels})"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"{NAME}: bias must have one value per output channel "
+            f"(got shape {tuple(bias.shape)} for {weight.shape[0]} channels)"
+        )
+    stride, padding, dilation = normalise(weight.shape[2:], stride, padding, dilation)
+    output_size(input.shape, weight.shape, stride, padding, dilation)
+    return input, weight, bias, stride, padding, dilation
+
+
+def _unbatched(run: Any) -> Any:
+    """Lets a function of (N, C, T, H, W) take (C, T, H, W) too."""
+
+    def wrapper(input: Tensor, *rest: Any) -> Tensor:
+        if input.dim() == 4:
+            return run(input.unsqueeze(0), *rest).squeeze(0)
+        return run(input, *rest)
+
+    return wrapper
+
+
+def _cpu_cannot_run(input: Tensor, *rest: Any) -> Exception | None:
+    if input.dtype not in library.CPU_DTYPES:
+        return NotImplementedError(f"its dtypes are {library.CPU_DTYPES} (got {input.dtype})")
+    return cpu_cannot_run(input)
+
+
+OP = Op(
+    NAME,
+    _prepare,
+    (
+        Backend("cpu", _cpu_cannot_run, _unbatched(library.depthwise_conv3d)),
+        Backend("reference", always, _unbatched(reference.depthwise_conv3d)),
+    ),
+)

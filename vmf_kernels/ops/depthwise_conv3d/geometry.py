@@ -1,0 +1,95 @@
+"""Strides, paddings and sizes: every accepted form brought to one, and checked."""
+
+from collections.abc import Sequence
+from typing import Any
+
+NAME = "depthwise_conv3d"
+AXES = ("T", "H", "W")
+MAX_ELEMENTS = 2**40  # beyond any machine's memory: a slip of the pen, told before the allocator
+
+Triple = tuple[int, int, int]
+Padding = tuple[int, int, int, int, int, int]
+
+
+def normalise(
+    kernel: Sequence[int], stride: Any, padding: Any, dilation: Any
+) -> tuple[Triple, Padding, Triple]:
+    """Every accepted form of stride, padding and dilation as 3, 6 (before, after) and 3 ints.
+
+    Raises:
+        ValueError: a value is out of range.
+        TypeError: a value is no int, or the form is unknown.
+    """
+    stride = _triple("stride", stride, minimum=1)
+    dilation = _triple("dilation", dilation, minimum=1)
+    if padding == "valid":
+        return stride, (0, 0, 0, 0, 0, 0), dilation
+    if padding == "same":
+        if stride != (1, 1, 1):
+            raise ValueError(f"{NAME}: padding='same' needs stride 1 (got stride={stride})")
+        t, h, w = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+        return stride, (t // 2, t - t // 2, h // 2, h - h // 2, w // 2, w - w // 2), dilation
+    if isinstance(padding, str):
+        raise ValueError(f"{NAME}: padding must be 'same', 'valid' or ints (got {padding!r})")
+    if isinstance(padding, Sequence) and any(isinstance(p, Sequence) for p in padding):
+        if len(padding) != 3 or any(not isinstance(p, Sequence) or len(p) != 2 for p in padding):
+            raise ValueError(
+                f"{NAME}: padding in pairs must be three (before, after) pairs (got {padding!r})"
+            )
+        pairs = tuple(p for pair in padding for p in pair)
+        return stride, tuple(_integer("padding", p, 0) for p in pairs), dilation
+    t, h, w = _triple("padding", padding, minimum=0)
+    return stride, (t, t, h, h, w, w), dilation
+
+
+def output_size(
+    input: Sequence[int],
+    weight: Sequence[int],
+    stride: Triple,
+    padding: Padding,
+    dilation: Triple,
+) -> tuple[int, ...]:
+    """Shape of the output for an input of (N, C, T, H, W) or (C, T, H, W).
+
+    Raises:
+        ValueError: the kernel is larger than the padded input, or the output absurdly large.
+    """
+    size = [*input[:-4], weight[0]]
+    for i in range(3):
+        padded = input[i - 3] + padding[2 * i] + padding[2 * i + 1]
+        extent = dilation[i] * (weight[2 + i] - 1) + 1
+        if padded < extent:
+            raise ValueError(
+                f"{NAME}: the kernel must fit into the padded input "
+                f"(got {extent} over {padded} along {AXES[i]})"
+            )
+        size.append((padded - extent) // stride[i] + 1)
+    elements = 1
+    for length in size:
+        elements *= length
+    if elements > MAX_ELEMENTS:
+        raise ValueError(
+            f"{NAME}: the output must have at most 2**40 elements (got shape {tuple(size)})"
+        )
+    return tuple(size)
+
+
+def _triple(name: str, value: Any, minimum: int) -> Triple:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) == 1:
+            value = value[0]
+        elif len(value) == 3:
+            t, h, w = (_integer(name, v, minimum) for v in value)
+            return t, h, w
+        else:
+            raise ValueError(f"{NAME}: {name} must be one int or three (got {value!r})")
+    number = _integer(name, value, minimum)
+    return number, number, number
+
+
+def _integer(name: str, value: Any, minimum: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{NAME}: {name} must be made of ints (got {type(value).__name__})")
+    if value < minimum:
+        raise ValueError(f"{NAME}: {name} must be at least {minimum} (got {value})")
+    return value

@@ -1,0 +1,128 @@
+"""What the op is to PyTorch: schemas, fake kernels, gradients, FLOPs.
+
+The convolution is linear in its input and in its weight, so its two gradients and it are closed
+under differentiation: each one's gradient is made of the other two.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vmf_kernels.layout import empty_in_layout, is_channels_last, to_layout
+from vmf_kernels.operator import Operator
+from vmf_kernels.ops.depthwise_conv3d import reference
+from vmf_kernels.ops.depthwise_conv3d.geometry import output_size
+
+CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weight, bias, *ctx.geometry = inputs
+    ctx.has_bias = bias is not None
+    needs_input, needs_weight = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
+    ctx.input_size, ctx.kernel_size = list(input.shape), list(weight.shape[2:])
+    ctx.channels_last = is_channels_last(input)
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+    input, weight = ctx.saved_tensors
+    grad_input = grad_weight = grad_bias = None
+    needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    if needs_input or needs_weight:
+        grad_output = to_layout(grad_output, ctx.channels_last)
+    if needs_input:
+        grad_input = depthwise_conv3d_grad_input(grad_output, weight, ctx.input_size, *ctx.geometry)
+    if needs_weight:
+        grad_weight, grad_bias = depthwise_conv3d_grad_weight(
+            grad_output, input, ctx.kernel_size, *ctx.geometry
+        )
+    elif needs_bias:
+        grad_bias = grad_output.sum((0, 2, 3, 4))
+    return grad_input, grad_weight, grad_bias if needs_bias else None, None, None, None
+
+
+def _grad_input_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad_output, weight, _, *ctx.geometry = inputs
+    ctx.save_for_backward(grad_output, weight)
+
+
+def _grad_input_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    grad_output, weight = ctx.saved_tensors
+    grad = to_layout(grad, is_channels_last(grad_output))
+    grad_grad_output = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        grad_grad_output = depthwise_conv3d(grad, weight, None, *ctx.geometry)
+    if ctx.needs_input_grad[1]:
+        grad_weight, _ = depthwise_conv3d_grad_weight(
+            grad_output, grad, list(weight.shape[2:]), *ctx.geometry
+        )
+    return grad_grad_output, grad_weight, None, None, None, None
+
+
+def _grad_weight_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    grad_output, input, _, *ctx.geometry = inputs
+    ctx.save_for_backward(grad_output, input)
+
+
+def _grad_weight_backward(ctx: Any, grad: Tensor, grad_bias: Tensor) -> tuple[Any, ...]:
+    grad_output, input = ctx.saved_tensors
+    grad_grad_output = grad_input = None
+    if ctx.needs_input_grad[0]:
+        grad_grad_output = depthwise_conv3d(input, grad, grad_bias, *ctx.geometry)
+    if ctx.needs_input_grad[1]:
+        grad_input = depthwise_conv3d_grad_input(
+            grad_output, grad, list(input.shape), *ctx.geometry
+        )
+    return grad_grad_output, grad_input, None, None, None, None
+
+
+def _fake(input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any):
+    size = output_size(input.shape, weight.shape, stride, padding, dilation)
+    return empty_in_layout(input, size, is_channels_last(input))
+
+
+def _grad_input_fake(grad_output: Tensor, weight: Tensor, input_size: Any, *geometry: Any):
+    return empty_in_layout(grad_output, tuple(input_size), is_channels_last(grad_output))
+
+
+def _grad_weight_fake(grad_output: Tensor, input: Tensor, kernel_size: Any, *geometry: Any):
+    channels = grad_output.shape[1]
+    return input.new_empty((channels, 1, *kernel_size)), input.new_empty((channels,))
+
+
+def _multiply_adds(output_shape: Any, kernel_size: Any) -> int:
+    return math.prod(output_shape) * math.prod(kernel_size)
+
+
+depthwise_conv3d = Operator(
+    "depthwise_conv3d(Tensor input, Tensor weight, Tensor? bias, "
+    "int[3] stride, int[6] padding, int[3] dilation) -> Tensor",
+    fake=_fake,
+    reference=reference.depthwise_conv3d,
+    flops=lambda x, w, b, s, p, d, out: 2 * _multiply_adds(out, w[2:]),
+    setup_context=_setup,
+    backward=_backward,
+)
+
+depthwise_conv3d_grad_input = Operator(
+    "depthwise_conv3d_grad_input(Tensor grad_output, Tensor weight, SymInt[5] input_size, "
+    "int[3] stride, int[6] padding, int[3] dilation) -> Tensor",
+    fake=_grad_input_fake,
+    reference=reference.depthwise_conv3d_grad_input,
+    flops=lambda g, w, size, s, p, d, out: 2 * _multiply_adds(g, w[2:]),
+    setup_context=_grad_input_setup,
+    backward=_grad_input_backward,
+)
+
+depthwise_conv3d_grad_weight = Operator(
+    "depthwise_conv3d_grad_weight(Tensor grad_output, Tensor input, int[3] kernel_size, "
+    "int[3] stride, int[6] padding, int[3] dilation) -> (Tensor, Tensor)",
+    fake=_grad_weight_fake,
+    reference=reference.depthwise_conv3d_grad_weight,
+    flops=lambda g, x, kernel, s, p, d, out: 2 * _multiply_adds(g, kernel),
+    setup_context=_grad_weight_setup,
+    backward=_grad_weight_backward,
+)

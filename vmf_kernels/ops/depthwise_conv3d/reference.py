@@ -1,0 +1,90 @@
+"""The definition of correct: plain PyTorch, any device, any floating dtype."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vmf_kernels.layout import is_channels_last, to_layout, widen
+
+Triple = tuple[int, int, int]
+Padding = tuple[int, int, int, int, int, int]  # before and after T, H, W
+
+
+def depthwise_conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Triple,
+    padding: Padding,
+    dilation: Triple,
+) -> Tensor:
+    """`F.conv3d(groups=C)` with (before, after) padding; 16-bit dtypes accumulate in float32."""
+    padded, conv_padding = _pad(widen(input), padding)
+    output = F.conv3d(
+        padded,
+        widen(weight),
+        None if bias is None else widen(bias),
+        stride,
+        conv_padding,
+        dilation,
+        groups=input.shape[1],
+    )
+    return to_layout(output.to(input.dtype), is_channels_last(input))
+
+
+def depthwise_conv3d_grad_input(
+    grad_output: Tensor,
+    weight: Tensor,
+    input_size: list[int],
+    stride: Triple,
+    padding: Padding,
+    dilation: Triple,
+) -> Tensor:
+    """Gradient of the input (N, C, T, H, W), in the layout of `grad_output`."""
+    padded_size = [*input_size[:2]] + [
+        size + padding[2 * i] + padding[2 * i + 1] for i, size in enumerate(input_size[2:])
+    ]
+    grad_padded = torch.nn.grad.conv3d_input(
+        padded_size,
+        widen(weight),
+        widen(grad_output),
+        stride,
+        0,
+        dilation,
+        groups=input_size[1],
+    )
+    for i, size in enumerate(input_size[2:]):
+        grad_padded = grad_padded.narrow(i + 2, padding[2 * i], size)
+    return to_layout(grad_padded.to(grad_output.dtype), is_channels_last(grad_output))
+
+
+def depthwise_conv3d_grad_weight(
+    grad_output: Tensor,
+    input: Tensor,
+    kernel_size: Triple,
+    stride: Triple,
+    padding: Padding,
+    dilation: Triple,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the weight (m*C, 1, kT, kH, kW) and of the bias (m*C,)."""
+    padded, conv_padding = _pad(widen(input), padding)
+    grad = widen(grad_output)
+    grad_weight = torch.nn.grad.conv3d_weight(
+        padded,
+        [grad_output.shape[1], 1, *kernel_size],
+        grad,
+        stride,
+        conv_padding,
+        dilation,
+        groups=input.shape[1],
+    )
+    dtype = input.dtype
+    return grad_weight.to(dtype).contiguous(), grad.sum((0, 2, 3, 4)).to(dtype)
+
+
+def _pad(input: Tensor, padding: Padding) -> tuple[Tensor, Triple]:
+    """What `F.conv3d` cannot pad itself is padded here; returns the input and the rest."""
+    if padding[0::2] == padding[1::2]:
+        return input, padding[0::2]
+    t0, t1, h0, h1, w0, w1 = padding
+    return F.pad(input, (w0, w1, h0, h1, t0, t1)), (0, 0, 0)

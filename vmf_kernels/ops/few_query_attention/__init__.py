@@ -1,0 +1,48 @@
+"""Few tokens read every local feature (Mobile -> Former)."""
+
+from typing import Any
+
+from torch import Tensor
+
+from vmf_kernels.backends import Backend, Op, always
+from vmf_kernels.checks import autocast, check_attention, check_tensors, default_scale
+from vmf_kernels.ops.few_query_attention import library as library
+from vmf_kernels.ops.few_query_attention import reference
+
+NAME = "few_query_attention"
+
+
+def few_query_attention(
+    query: Tensor, features: Tensor, num_heads: int = 1, scale: float | None = None
+) -> Tensor:
+    """Cross-attention from few query tokens to all positions, which are keys and values at once.
+
+    Per head, over all n positions x of the features: `softmax(q x^T scale) x`. This is the
+    attention of Mobile->Former in Mobile-Former (arXiv 2108.05895), without its projections.
+
+    Args:
+        query: (B, M, C), any floating dtype. Meant for few tokens (M <= 64).
+        features: (B, C, *spatial) with at least one spatial dimension, any strides; same dtype
+            and device.
+        num_heads: heads split C contiguously.
+        scale: of the scores; (C / num_heads) ** -0.5 if None.
+
+    Returns:
+        (B, M, C) in the dtype of the inputs. 16-bit inputs are accumulated in float32.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or values do not fit.
+        TypeError: an argument has the wrong type.
+        NotImplementedError, RuntimeError: the backend that `use_backend` asks for cannot run it.
+    """
+    return OP(query, features, num_heads, scale)
+
+
+def _prepare(query: Tensor, features: Tensor, num_heads: Any, scale: Any) -> tuple[Any, ...]:
+    query, features = autocast(query, features)
+    check_tensors(NAME, query=query, features=features)
+    check_attention(NAME, features, num_heads, query=query)
+    return query, features, num_heads, default_scale(NAME, scale, features.shape[1], num_heads)
+
+
+OP = Op(NAME, _prepare, (Backend("reference", always, reference.few_query_attention),))
