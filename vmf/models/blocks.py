@@ -18,9 +18,7 @@ class LiteMobile(nn.Module):
     def __init__(self, channels: int, block: Block, config: Config) -> None:
         super().__init__()
         hidden = block.expansion * channels
-        self.stage = DepthwiseStage(
-            channels, hidden, config.kernel_size_t, block.stride, ReLU6(inplace=True)
-        )
+        self.stage = DepthwiseStage(channels, hidden, config.kernel_size_t, block.stride, ReLU6())
         self.project = PointwiseConv3d(
             hidden, block.channels, config.groups, shuffle_in=channels if config.groups > 1 else 1
         )

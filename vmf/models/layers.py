@@ -69,18 +69,19 @@ class PointwiseConv3d(nn.Conv3d):
         return rows.view(*positions.shape[:-1], self.out_channels).movedim(-1, 1)
 
 
-class ReLU(nn.ReLU):
-    """`max(0, x)`; takes a token so that it can stand where `DynamicReLU` does."""
+class ReLU(nn.Module):
+    """`max(0, x)`, in place; takes a token so that it can stand where `DynamicReLU` does."""
 
     def forward(self, features: Tensor, token: Tensor | None = None) -> Tensor:
-        return super().forward(features)
+        return F.relu_(features)
 
 
-class ReLU6(nn.ReLU6):
+class ReLU6(nn.Module):
     """`min(max(0, x), 6)`; takes a token so that it can stand where `DynamicReLU` does."""
 
     def forward(self, features: Tensor, token: Tensor | None = None) -> Tensor:
-        return super().forward(features)
+        # In place where it saves memory: under autograd PyTorch would first copy its input.
+        return F.relu6(features, inplace=not features.requires_grad)
 
 
 class DynamicReLU(nn.Module):
@@ -108,7 +109,7 @@ class DynamicReLU(nn.Module):
 
 def activation(channels: int, token_dim: int) -> nn.Module:
     """The activation inside a Mobile block; plain where there are no tokens (`token_dim` 0)."""
-    return DynamicReLU(channels, token_dim) if token_dim else ReLU(inplace=True)
+    return DynamicReLU(channels, token_dim) if token_dim else ReLU()
 
 
 class DepthwiseStage(nn.Module):

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from vmf.models.blocks import MobileFormerBlock
 from vmf.models.bridges import MobileToFormer
 from vmf.models.config import Config
-from vmf.models.layers import PointwiseConv3d
+from vmf.models.layers import PointwiseConv3d, ReLU6
 from vmf.models.macs import count_macs
 
 HEAD_EXPANSION = 6
@@ -34,13 +34,14 @@ class Stem(nn.Module):
             in_chans, channels, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1), bias=False
         )
         self.norm = nn.BatchNorm3d(channels)
+        self.act = ReLU6()
 
     def forward(self, clip: Tensor) -> Tensor:
         """(B, in_chans, T, H, W) in any layout to (B, C, T, H / 2, W / 2) in channels_last_3d."""
         features = self.conv(clip.contiguous(memory_format=torch.channels_last_3d))
         # A convolution may answer in another layout (fp64 on CPU does); else this changes nothing.
         features = features.contiguous(memory_format=torch.channels_last_3d)
-        return F.relu6(self.norm(features), inplace=True)
+        return self.act(self.norm(features))
 
 
 class Head(nn.Module):
@@ -57,6 +58,7 @@ class Head(nn.Module):
             self.to_tokens = MobileToFormer(channels, token_dim, config.drop_path_rate)
         self.expand = PointwiseConv3d(channels, width, config.groups, shuffle_in=config.groups)
         self.norm = nn.BatchNorm3d(width)
+        self.act = ReLU6()
         self.hidden = nn.Linear(width + token_dim, config.head_features)
         self.hidden_norm = nn.BatchNorm1d(config.head_features)
         self.dropout = nn.Dropout(config.drop_rate)
@@ -69,7 +71,7 @@ class Head(nn.Module):
                 "vmf: training needs at least 2 clips a batch, as the head normalises over the "
                 "batch (got 1)"
             )
-        expanded = F.relu6(self.norm(self.expand(features)), inplace=True)
+        expanded = self.act(self.norm(self.expand(features)))
         pooled = F.hardswish(expanded.mean((2, 3, 4)))
         if tokens is not None:
             pooled = torch.cat([pooled, self.to_tokens(features, tokens)[:, 0]], dim=1)
