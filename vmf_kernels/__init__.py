@@ -14,6 +14,7 @@ from vmf_kernels.version import __version__
 
 __all__ = [
     "DepthwiseConv3d",
+    "__version__",
     "depthwise_conv3d",
     "dynamic_relu",
     "explain",

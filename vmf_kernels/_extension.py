@@ -1,4 +1,4 @@
-"""Loads the compiled kernels. Never fails: without them, `LOADED` is False and `REASON` says why."""
+"""Loads the compiled kernels. Never fails: without them `REASON` says why."""
 
 from types import ModuleType
 

@@ -7,6 +7,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from vmf_kernels import _extension
 
 NAMES = ("auto", "reference", "cpu", "triton", "cuda")
@@ -86,8 +88,12 @@ def cpu_cannot_run(tensor: Any) -> Exception | None:
     return None
 
 
+@torch.compiler.assume_constant_result
 def current_backend() -> str:
-    """The backend that `use_backend` or VMF_BACKEND asks for, else "auto"."""
+    """The backend that `use_backend` or VMF_BACKEND asks for, else "auto".
+
+    Compiled and exported code keeps the answer of the moment when it was traced.
+    """
     return _check_name(_forced.get(), "VMF_BACKEND")
 
 
@@ -97,7 +103,8 @@ def use_backend(name: str) -> Iterator[None]:
 
     Args:
         name: "auto" (the first that can), "reference" (plain PyTorch), "cpu", "triton" or "cuda".
-            The environment variable VMF_BACKEND sets the same for a whole process.
+            The environment variable VMF_BACKEND sets the same for a whole process. Compiled and
+            exported code keeps the backend under which it was traced.
 
     Raises:
         ValueError: no such backend. Inside the block, a call that the backend cannot run

@@ -65,9 +65,12 @@ def default_scale(op: str, scale: Any, channels: int, num_heads: int) -> float:
 def autocast(*tensors: Any) -> tuple[Any, ...]:
     """Under autocast, the tensors in the autocast dtype (float64 stays, as in PyTorch)."""
     first = tensors[0]
-    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
+    if not isinstance(first, Tensor):
         return tensors
-    dtype = torch.get_autocast_dtype(first.device.type)
+    device = first.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
     return tuple(
         t.to(dtype)
         if isinstance(t, Tensor) and t.dtype.is_floating_point and t.dtype != torch.float64

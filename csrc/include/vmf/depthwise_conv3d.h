@@ -7,9 +7,9 @@
 
 #include <cstdint>
 
-namespace vmf {
+#include "vmf/dtype.h"
 
-enum class DType : int32_t { f64, f32, bf16, f16 };
+namespace vmf {
 
 // Arrays of three are in the order T, H, W.
 struct DepthwiseConv3dShape {

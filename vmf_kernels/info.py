@@ -1,0 +1,89 @@
+"""`python -m vmf_kernels.info`: what was built, what was found, which backend serves which op."""
+
+import argparse
+import importlib.util
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+import vmf_kernels
+from vmf_kernels import _extension
+from vmf_kernels.backends import OPS, current_backend
+from vmf_kernels.explain import explain
+
+
+def _extension_line() -> str:
+    if _extension._C is None:
+        return _extension.REASON
+    built, now = _extension._C.built_isas(), _extension._C.current_isa()
+    return f"CPU kernels for {', '.join(built)}; in use: {now} (g++ {_extension._C.compiler})"
+
+
+def _triton_line() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "not installed"
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return "installed"
+
+
+def _gpu_line() -> str:
+    if torch.version.cuda is None:
+        return f"none: torch {torch.__version__} is built without CUDA"
+    if not torch.cuda.is_available():
+        return "none: CUDA sees no device"
+    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+
+
+def facts() -> list[tuple[str, str]]:
+    """What this installation consists of, as (name, value) pairs."""
+    return [
+        ("vmf_kernels", vmf_kernels.__version__),
+        ("python", platform.python_version()),
+        ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+        ("machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"),
+        ("extension", _extension_line()),
+        ("triton", _triton_line()),
+        ("GPU", _gpu_line()),
+        ("backend", f"{current_backend()} (VMF_BACKEND or use_backend choose another)"),
+    ]
+
+
+def _example_calls(device: str, dtype: torch.dtype) -> dict[str, tuple[torch.Tensor, ...]]:
+    x = torch.zeros(1, 8, 4, 4, 4, device=device, dtype=dtype)
+    tokens, slopes = x.new_zeros(1, 6, 8), x.new_zeros(1, 8)
+    return {
+        "depthwise_conv3d": (x, x.new_zeros(8, 1, 3, 3, 3)),
+        "few_query_attention": (tokens, x),
+        "few_key_attention": (x, tokens, tokens),
+        "dynamic_relu": (x, slopes, slopes),
+    }
+
+
+def main() -> None:
+    """Prints the facts, then which backend serves each op in each dtype, and why no faster one."""
+    parser = argparse.ArgumentParser(prog="python -m vmf_kernels.info", description=main.__doc__)
+    parser.add_argument("--brief", action="store_true", help="one line: what was built")
+    if parser.parse_args().brief:
+        print(f"vmf_kernels {vmf_kernels.__version__}: {_extension_line()}")
+        return
+    for name, value in facts():
+        print(f"{name:12} {value}")
+    devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+    for device in devices:
+        print(f"\nOn {device}:")
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            for name, call in _example_calls(device, dtype).items():
+                record = explain(getattr(vmf_kernels, name), *call)[0]
+                kind = str(dtype).removeprefix("torch.")
+                why = f"  ({record.reason})" if record.reason else ""
+                print(f"  {name:20} {kind:9} {record.backend}{why}")
+    missing = sorted(set(OPS) - set(_example_calls("cpu", torch.float32)))
+    assert not missing, f"info shows no example of {missing}"
+
+
+if __name__ == "__main__":
+    main()
