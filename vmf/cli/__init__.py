@@ -1,0 +1,1 @@
+"""The `vmf` command: one module a subcommand, each a thin layer over a function."""

@@ -1,0 +1,54 @@
+"""Ctrl-C and SIGTERM that wait for the step to end, so that a run stops where it can go on."""
+
+import signal
+import threading
+from types import FrameType
+
+from vmf.training.distributed import Ranks
+
+
+class Stopped(Exception):
+    """A run ended early, on request, with its state saved.
+
+    Attributes:
+        signal: The signal's number.
+        folder: The run's folder, to resume from.
+    """
+
+    def __init__(self, signal_number: int, folder: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}; saved in {folder}")
+        self.signal, self.folder = signal_number, folder
+
+
+class StopRequest:
+    """Notes the first SIGINT or SIGTERM within a `with` block; a second one acts at once.
+
+    Attributes:
+        signal: The signal that came to this process, or None.
+        agreed: Whether all processes know of a signal to one of them.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.agreed = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        # Python delivers signals to the main thread alone and lets no other install handlers.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def urgent(self, ranks: Ranks) -> bool:
+        """Whether a signal came that no other process has to hear of first."""
+        return self.signal is not None and ranks.world == 1
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
