@@ -12,6 +12,7 @@ import torch
 from vmf_kernels import _extension
 
 NAMES = ("auto", "reference", "cpu", "triton", "cuda")
+KERNELS_OF_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
 _forced: ContextVar[str] = ContextVar(
     "vmf_kernels_backend", default=os.environ.get("VMF_BACKEND") or "auto"
@@ -61,15 +62,18 @@ class Op:
             RuntimeError, NotImplementedError: the one that `use_backend` asks for cannot.
         """
         wanted = current_backend()
-        refusal: Exception | None = None
         for backend in self.backends:
-            if wanted in ("auto", backend.name):
-                refusal = backend.cannot_run(*prepared)
-                if refusal is None:
-                    return backend
-        if refusal is None:
-            refusal = NotImplementedError("no such kernel for this op")
+            if wanted in ("auto", backend.name) and backend.cannot_run(*prepared) is None:
+                return backend
+        refusal = self.refusal(wanted, *prepared)
         raise type(refusal)(f"{self.name}: backend '{wanted}' cannot run this call: {refusal}")
+
+    def refusal(self, name: str, *prepared: Any) -> Exception:
+        """Why the backend `name` does not run these arguments."""
+        for backend in self.backends:
+            if backend.name == name:
+                return backend.cannot_run(*prepared) or NotImplementedError("another is asked for")
+        return NotImplementedError("this op has no such kernel yet")
 
 
 OPS: dict[str, Op] = {}

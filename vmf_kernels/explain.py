@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from vmf_kernels.backends import OPS
+from vmf_kernels.backends import KERNELS_OF_DEVICE, OPS
 from vmf_kernels.layers import DepthwiseConv3d
 from vmf_kernels.ops.depthwise_conv3d import depthwise_conv3d
 
@@ -80,10 +80,11 @@ def _explain_call(name: str, function: Callable[..., Any], *args: Any, **kwargs:
     op = OPS[function.__name__]
     prepared = op.prepare(*bound.args)
     chosen = op.select(*prepared)
-    reasons = [
-        f"{backend.name}: {backend.cannot_run(*prepared) or 'not asked for'}"
-        for backend in op.backends[: op.backends.index(chosen)]
-    ]
+    reasons = []
+    for kernels in KERNELS_OF_DEVICE.get(prepared[0].device.type, ()):
+        if kernels == chosen.name:
+            break
+        reasons.append(f"{kernels}: {op.refusal(kernels, *prepared)}")
     return Record(name, True, chosen.name, "; ".join(reasons))
 
 
