@@ -58,7 +58,7 @@ class DepthwiseConv3d(nn.Conv3d):
             dtype=dtype,
         )
         if pairs:
-            self.padding = tuple(tuple(pair) for pair in pairs)
+            self.padding: Any = tuple(tuple(pair) for pair in pairs)
         normalise(self.kernel_size, self.stride, self.padding, self.dilation)
 
     def forward(self, input: Tensor) -> Tensor:

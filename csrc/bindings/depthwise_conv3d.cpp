@@ -139,8 +139,7 @@ std::tuple<Tensor, Tensor> grad_weight(Tensor grad_output, Tensor input, Ints ke
   check_grad_output(grad_output, shape);
   grad_output = dense(grad_output, channels_last);
   input = dense(input, channels_last);
-  Tensor weight =
-      empty(input, Ints{channels, 1, kernel_size[0], kernel_size[1], kernel_size[2]});
+  Tensor weight = empty(input, Ints{channels, 1, kernel_size[0], kernel_size[1], kernel_size[2]});
   Tensor bias = empty(input, Ints{channels});
   const Ints scratch_size{depthwise_conv3d_grad_weight_scratch(shape)};
   Tensor scratch = torch::stable::empty(scratch_size, torch::headeronly::ScalarType::Byte,

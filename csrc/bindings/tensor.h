@@ -16,11 +16,16 @@ using torch::stable::Tensor;
 
 inline DType dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
-    case torch::headeronly::ScalarType::Double: return DType::f64;
-    case torch::headeronly::ScalarType::Float: return DType::f32;
-    case torch::headeronly::ScalarType::BFloat16: return DType::bf16;
-    case torch::headeronly::ScalarType::Half: return DType::f16;
-    default: STD_TORCH_CHECK(false, "the dtype must be float64, float32, bfloat16 or float16");
+    case torch::headeronly::ScalarType::Double:
+      return DType::f64;
+    case torch::headeronly::ScalarType::Float:
+      return DType::f32;
+    case torch::headeronly::ScalarType::BFloat16:
+      return DType::bf16;
+    case torch::headeronly::ScalarType::Half:
+      return DType::f16;
+    default:
+      STD_TORCH_CHECK(false, "the dtype must be float64, float32, bfloat16 or float16");
   }
 }
 

@@ -1,5 +1,6 @@
 """Depthwise 3D convolution."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -16,9 +17,9 @@ def depthwise_conv3d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: int | tuple[int, int, int] = 1,
+    stride: int | Sequence[int] = 1,
     padding: Any = 0,
-    dilation: int | tuple[int, int, int] = 1,
+    dilation: int | Sequence[int] = 1,
 ) -> Tensor:
     """Convolves every channel with its own 3D kernels.
 

@@ -39,8 +39,8 @@ def normalise(
             raise ValueError(
                 f"{NAME}: padding in pairs must be three (before, after) pairs (got {padding!r})"
             )
-        pairs = tuple(p for pair in padding for p in pair)
-        return stride, tuple(_integer("padding", p, 0) for p in pairs), dilation
+        t0, t1, h0, h1, w0, w1 = (_integer("padding", p, 0) for pair in padding for p in pair)
+        return stride, (t0, t1, h0, h1, w0, w1), dilation
     t, h, w = _triple("padding", padding, minimum=0)
     return stride, (t, t, h, h, w, w), dilation
 

@@ -79,16 +79,20 @@ def _grad_weight_backward(ctx: Any, grad: Tensor, grad_bias: Tensor) -> tuple[An
     return grad_grad_output, grad_input, None, None, None, None
 
 
-def _fake(input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any):
+def _fake(
+    input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any
+) -> Tensor:
     size = output_size(input.shape, weight.shape, stride, padding, dilation)
     return empty_in_layout(input, size, is_channels_last(input))
 
 
-def _grad_input_fake(grad_output: Tensor, weight: Tensor, input_size: Any, *geometry: Any):
+def _grad_input_fake(
+    grad_output: Tensor, weight: Tensor, input_size: Any, *geometry: Any
+) -> Tensor:
     return empty_in_layout(grad_output, tuple(input_size), is_channels_last(grad_output))
 
 
-def _grad_weight_fake(grad_output: Tensor, input: Tensor, kernel_size: Any, *geometry: Any):
+def _grad_weight_fake(grad_output: Tensor, input: Tensor, kernel_size: Any, *geometry: Any) -> Any:
     channels = grad_output.shape[1]
     return input.new_empty((channels, 1, *kernel_size)), input.new_empty((channels,))
 

@@ -1,8 +1,8 @@
 """The definition of correct: plain PyTorch, any device, any floating dtype."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv3d_input, conv3d_weight
 
 from vmf_kernels.layout import is_channels_last, to_layout, widen
 
@@ -44,7 +44,7 @@ def depthwise_conv3d_grad_input(
     padded_size = [*input_size[:2]] + [
         size + padding[2 * i] + padding[2 * i + 1] for i, size in enumerate(input_size[2:])
     ]
-    grad_padded = torch.nn.grad.conv3d_input(
+    grad_padded = conv3d_input(
         padded_size,
         widen(weight),
         widen(grad_output),
@@ -69,7 +69,7 @@ def depthwise_conv3d_grad_weight(
     """Gradients of the weight (m*C, 1, kT, kH, kW) and of the bias (m*C,)."""
     padded, conv_padding = _pad(widen(input), padding)
     grad = widen(grad_output)
-    grad_weight = torch.nn.grad.conv3d_weight(
+    grad_weight = conv3d_weight(
         padded,
         [grad_output.shape[1], 1, *kernel_size],
         grad,

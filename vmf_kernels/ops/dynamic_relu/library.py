@@ -30,7 +30,9 @@ def _like(features: Tensor) -> Tensor:
     return empty_in_layout(features, tuple(features.shape), is_channels_last(features))
 
 
-def _backward_fake(grad_output: Tensor, features: Tensor, a1: Tensor, a2: Tensor):
+def _backward_fake(
+    grad_output: Tensor, features: Tensor, a1: Tensor, a2: Tensor
+) -> tuple[Tensor, ...]:
     dense = torch.contiguous_format
     return (
         _like(features),

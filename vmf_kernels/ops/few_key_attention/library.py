@@ -39,7 +39,9 @@ def _like(features: Tensor) -> Tensor:
     return empty_in_layout(features, tuple(features.shape), is_channels_last(features))
 
 
-def _backward_fake(grad_output: Tensor, features: Tensor, key: Tensor, value: Tensor, *rest: Any):
+def _backward_fake(
+    grad_output: Tensor, features: Tensor, key: Tensor, value: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
     dense = torch.contiguous_format
     return (
         _like(features),

@@ -36,12 +36,14 @@ def _double_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     return *first, None, None, None, None
 
 
-def _fake(query: Tensor, features: Tensor, num_heads: int, scale: float):
+def _fake(query: Tensor, features: Tensor, num_heads: int, scale: float) -> tuple[Tensor, ...]:
     lse = widen(query).new_empty((query.shape[0], num_heads, query.shape[1]))
     return torch.empty_like(query, memory_format=torch.contiguous_format), lse
 
 
-def _backward_fake(grad_output: Tensor, query: Tensor, features: Tensor, *rest: Any):
+def _backward_fake(
+    grad_output: Tensor, query: Tensor, features: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
     return (
         torch.empty_like(query, memory_format=torch.contiguous_format),
         empty_in_layout(features, tuple(features.shape), is_channels_last(features)),
