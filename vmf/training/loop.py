@@ -18,7 +18,7 @@ from vmf.training.batches import ChunkSampler, evaluation_batches, training_batc
 from vmf.training.checkpoint import load_state, save_state, save_weights
 from vmf.training.config import TrainConfig
 from vmf.training.distributed import Ranks, processes
-from vmf.training.evaluate import check_bad_files, score
+from vmf.training.evaluation import check_bad_files, score
 from vmf.training.interrupt import Stopped, StopRequest
 from vmf.training.logs import Logs
 from vmf.training.optim import Ema, make_optimizer

@@ -104,19 +104,19 @@ def evaluate(
     """Evaluates trained weights on a folder or list of videos.
 
     Args:
-        weights: A weights file, or the folder of a run.
+        weights: A weights file, or the folder of a run (its best weights).
         data: Folder of the videos.
-        split: Folder under `data` that holds the class folders.
+        split: Folder under DATA that holds the class folders.
         list_file: List file to use instead of a split.
         classes: Text file of class names for a list that holds numbers other than the weights' own.
         views: Clips a video, spread evenly over time.
         crops: 1 (centre) or 3, along the longer side.
         batch_size: Most clips in one forward pass.
         workers: Processes that decode; by default one per core, at most 8.
-        device: "auto", "cpu" or "cuda".
-        precision: "auto", "fp32", "bf16" or "fp16".
+        device: auto, cpu or cuda.
+        precision: auto (bf16 on a GPU that has it, else fp32), fp32, bf16 or fp16.
         max_bad_files: Unreadable videos passed over before giving up.
-        out: Folder for `results.json` and `confusion.png`; nothing is written without it.
+        out: Folder for results.json and confusion.png; nothing is written without it.
 
     Returns:
         The figures. Under `torchrun` every process gets those of all.
