@@ -230,7 +230,8 @@ def _checkpointed(
         return nullcontext(), _keep_statistics(block)
 
     options: dict[str, Callable] = {}
-    if not torch.compiler.is_compiling():  # which traces the statistics' update once anyway
+    options: dict[str, Callable] = {}
+    if not torch.compiler.is_compiling():  # which has the statistics updated once, as it should be
         options["context_fn"] = contexts
     return checkpoint(block, features, tokens, use_reentrant=False, **options)
 
@@ -238,11 +239,12 @@ def _checkpointed(
 @contextmanager
 def _keep_statistics(block: nn.Module) -> Iterator[None]:
     """Batch norms still normalise by the batch but leave their running statistics as they are."""
-    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm3d) and m.track_running_stats]
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm3d)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
