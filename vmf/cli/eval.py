@@ -1,9 +1,9 @@
 """`vmf eval`."""
 
-import os
 from collections.abc import Sequence
 
 from vmf.cli.parsing import Parser
+from vmf.training.distributed import is_first_process
 from vmf.training.evaluation import EvalResult, evaluate
 
 _DESCRIPTION = """\
@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_function(evaluate, Machine=["batch_size", "workers", "device", "precision"])
     options = parser.parse(arguments)
     result = evaluate(**options)
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         _tell(result, options["out"])
     return 0
 

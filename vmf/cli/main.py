@@ -93,7 +93,7 @@ def _word(error: Exception) -> str:
 
 def _complain(command: str, message: str, code: int = 2) -> int:
     line = " ".join(message.split())
-    rank = os.environ.get("RANK", "0")
-    who = command if rank == "0" else f"{command} [process {rank}]"
+    rank = int(os.environ.get("RANK", 0))
+    who = f"{command} [process {rank}]" if rank else command
     print(f"{who}: {line}", file=sys.stderr)
     return code

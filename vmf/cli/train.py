@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from vmf.cli.parsing import Parser, UsageError
 from vmf.training import Stopped, TrainConfig, resumed_config, train
 from vmf.training.config import FREE_ON_RESUME, GROUPS
+from vmf.training.distributed import is_first_process
 
 _DESCRIPTION = """\
 Train a Video Mobile-Former. DATA holds train/CLASS/*.mp4 and val/CLASS/*.mp4 (also .avi, .mkv,
@@ -51,8 +52,12 @@ def run(arguments: Sequence[str]) -> int:
     try:
         result = train(config)
     except Stopped as stop:
-        print(f"vmf train: {stop}; go on with: vmf train --resume {stop.folder}", file=sys.stderr)
+        if is_first_process():
+            again = f"go on with: vmf train --resume {stop.folder}"
+            print(f"vmf train: {stop}; {again}", file=sys.stderr)
         return 128 + stop.signal
+    if not is_first_process():
+        return 0
     best = "" if result.top1 is None else f", best top-1 {result.top1:.1%}"
     print(f"{result.weights}: loss {result.loss:.4f}{best}, {result.seconds:.0f} s")
     return 0

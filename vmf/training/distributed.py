@@ -1,5 +1,6 @@
 """One process or many: who this process is, and sums over all of them."""
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,22 @@ class Ranks:
         flat /= self.world
         for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
             buffer.copy_(part.view_as(buffer))
+
+
+def distributed(model: nn.Module) -> DistributedDataParallel:
+    """Wraps a model so that gradients are averaged over processes.
+
+    Buffers are left to `Ranks.average_buffers`.
+    """
+    # torch 2.13 renames the option.
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DistributedDataParallel(model, **{name: False})
+
+
+def is_first_process() -> bool:
+    """Whether this is the process, of those `torchrun` started, that talks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from types import FrameType
 
 from vmf.training.distributed import Ranks
@@ -21,7 +22,7 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Notes the first SIGINT or SIGTERM within a `with` block; a second one acts at once.
+    """Notes a SIGINT or SIGTERM within a `with` block; another one, later, acts at once.
 
     Attributes:
         signal: The signal that came to this process, or None.
@@ -31,6 +32,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
         self.agreed = False
+        self._since = 0.0
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -49,6 +51,9 @@ class StopRequest:
         return self.signal is not None and ranks.world == 1
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        # torchrun passes on the Ctrl-C that the terminal has sent to all processes anyway: what
+        # comes in the same second is the same wish.
+        if self.signal is not None and time.monotonic() - self._since > 1.0:
             raise KeyboardInterrupt
         self.signal = number
+        self._since = time.monotonic()

@@ -10,7 +10,6 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from vmf.training.files import atomic_write
-from vmf.visualize import curves_png
 
 # Seconds between two drawings of the curves, which take about half a second each.
 _DRAW_EVERY = 30.0
@@ -128,6 +127,9 @@ class Logs:
     def draw(self, force: bool) -> None:
         """Draws curves.png anew, if the last drawing is old enough."""
         if self.first and (force or time.monotonic() - self._drawn > _DRAW_EVERY):
+            # Imported here: matplotlib takes half a second.
+            from vmf.visualize import curves_png
+
             curves_png(self.folder / "curves.png", self.folder / "metrics.csv")
             self._drawn = time.monotonic()
 

@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vmf.training.batches import ChunkSampler, evaluation_batches, training_batches
 from vmf.training.checkpoint import load_state, save_state, save_weights
 from vmf.training.config import TrainConfig
-from vmf.training.distributed import Ranks, processes
+from vmf.training.distributed import Ranks, distributed, processes
 from vmf.training.evaluation import check_bad_files, score
 from vmf.training.interrupt import Stopped, StopRequest
 from vmf.training.logs import Logs
@@ -135,6 +134,8 @@ class _Run:
         precision = pick_precision(config.precision, ranks.device)
         self.model = make_model(config, self.clips).to(ranks.device).train()
         if config.sync_batch_norm and ranks.world > 1:
+            if ranks.device.type != "cuda":
+                raise ValueError(f"sync_batch_norm: needs CUDA devices (got {ranks.device})")
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.optimizer = make_optimizer(self.model, config.lr, config.weight_decay, config.betas)
         self.ema = Ema(self.model, config.ema) if config.ema else None
@@ -194,8 +195,7 @@ class _Run:
             self.model.compile()
         if self.ranks.world == 1:
             return self.model
-        # Running statistics are averaged after each step instead, see Ranks.average_buffers.
-        return DistributedDataParallel(self.model, broadcast_buffers=False)
+        return distributed(self.model)
 
     def _batches(self) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
         """For each step that is left, its chunks."""
