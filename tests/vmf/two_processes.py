@@ -1,0 +1,38 @@
+"""What test_training_distributed.py has torchrun start: arguments are a config and three folders."""
+
+import sys
+
+import torch.distributed as dist
+
+from vmf.cli.main import main
+from vmf.training.logs import Logs
+
+
+class Crash(BaseException):
+    """Ends a run in all processes at the same step."""
+
+
+def run(config: str, weights_data: str, whole: str, broken: str) -> None:
+    """Trains into `whole`; trains into `broken`, crashes, goes on; evaluates `whole`."""
+    assert main(["train", "--config", config, "--out", whole]) == 0
+    step = Logs.step
+
+    def crashing(logs: Logs, epoch: int, batch_size: int) -> None:
+        step(logs, epoch, batch_size)
+        if epoch == 1:
+            raise Crash
+
+    Logs.step = crashing
+    try:
+        main(["train", "--config", config, "--out", broken])
+    except Crash:
+        Logs.step = step
+    assert main(["train", "--resume", broken]) == 0
+    data = ["--data", weights_data, "--split", "train", "--workers", "0"]
+    assert main(["eval", "--weights", whole, *data, "--out", f"{whole}/by-two"]) == 0
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    run(*sys.argv[1:])
+    dist.destroy_process_group()
