@@ -52,12 +52,13 @@ def compiler() -> str | None:
 def nvcc() -> str | None:
     """The CUDA compiler where CUDA kernels can be built, else None after saying why."""
     import torch
+    from torch.utils.cpp_extension import CUDA_HOME
 
-    found = shutil.which("nvcc")
+    found = shutil.which("nvcc", path=f"{CUDA_HOME}/bin") if CUDA_HOME else None
     if torch.version.cuda is None:
         say(f"no CUDA kernels: torch {torch.__version__} is built without CUDA")
     elif found is None:
-        say("no CUDA kernels: nvcc is not on the PATH")
+        say("no CUDA kernels: there is no nvcc (put it on the PATH, or set CUDA_HOME)")
     else:
         return found
     return None
@@ -116,7 +117,7 @@ def write_ninja(path: Path, target: Path, cxx: str) -> None:
             )
             for source in cuda_sources:
                 compile(source, "", rule="nvcc")
-            links.append("-lcudart")
+            links += [f"-L{p}" for p in library_paths("cuda")] + ["-lcudart"]
         ninja.build(escape_path(str(target)), "link", objects, variables={"links": " ".join(links)})
 
 
