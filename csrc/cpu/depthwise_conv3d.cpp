@@ -1,322 +1,218 @@
-// Depthwise 3D convolution: the plain version, for any shape.
+// Depthwise convolution, forward and input gradient: each element written gathers what it needs, so
+// no two items write the same one.
 //
-// One item is a frame of a sample (forward, gradient of the input) or a block of channels (gradient
-// of the weight). Channels-last works on kLanes channels at once, contiguous on kLanes columns.
+// An item is a block of lanes, some rows and some frames. It holds the frames read that the frame
+// being written needs as a ring over T, packed by Reader: each is read from memory once.
+#include "../workspace.h"
 #include "depthwise_conv3d.h"
-
-#include <cstring>
-#include <type_traits>
+#include "depthwise_conv3d_lanes.h"
+#include "depthwise_conv3d_plan.h"
+#include "depthwise_conv3d_row.h"
 
 namespace vmf {
 namespace VMF_ISA {
 namespace {
 
-constexpr int64_t kLanes = 32;
+struct GatherPlan {
+  GatherPlan(const Shape& s, bool transposed)
+      : t(make_axis(s, 0, transposed)),
+        h(make_axis(s, 1, transposed)),
+        w(make_axis(s, 2, transposed)),
+        columns(w),
+        channels(transposed ? s.channels : s.channels * s.multiplier),
+        lanes(s.batch * channels),
+        repeat(transposed ? s.multiplier : 1),
+        share(transposed ? 1 : s.multiplier) {
+    const int64_t column_bytes = kBlock * (s.dtype == DType::f64 ? 8 : 4);
+    const int64_t work = s.batch * s.channels * s.multiplier * volume(s.output) * volume(s.kernel);
+    split = choose_split(w.to > 0 ? ceil_div(lanes, kBlock) : 0,
+                         s.channels_last ? ceil_div(channels, kBlock) : 1, t, h,
+                         repeat * columns.width * column_bytes, work);
+  }
 
-struct BFloat16 {
-  uint16_t bits;
+  Axis t, h, w;
+  Columns columns;
+  int64_t channels, lanes;  // written
+  int64_t repeat;           // channels read for one written: input gradient with a multiplier
+  int64_t share;            // channels written that read the same one: forward with a multiplier
+  Split split;
 };
-struct Float16 {
-  uint16_t bits;
-};
-
-inline double widen(double x) { return x; }
-inline float widen(float x) { return x; }
-inline float widen(BFloat16 x) {
-  uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float y;
-  std::memcpy(&y, &bits, 4);
-  return y;
-}
-inline float widen(Float16 x) {
-  uint32_t sign = (x.bits & 0x8000u) << 16, exponent = (x.bits >> 10) & 31, mantissa = x.bits & 1023;
-  uint32_t bits;
-  float y;
-  if (exponent == 0) {
-    y = static_cast<float>(mantissa) * 0x1p-24f;
-    return sign ? -y : y;
-  }
-  bits = exponent == 31 ? sign | 0x7f800000u | mantissa << 13
-                        : sign | (exponent + 112) << 23 | mantissa << 13;
-  std::memcpy(&y, &bits, 4);
-  return y;
-}
-
-inline void narrow(double x, double* y) { *y = x; }
-inline void narrow(float x, float* y) { *y = x; }
-inline void narrow(float x, BFloat16* y) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  if (x != x) {
-    y->bits = 0x7fc0;
-  } else {
-    y->bits = static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-  }
-}
-inline void narrow(float x, Float16* y) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  uint32_t sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
-  if (magnitude > 0x7f800000) {
-    y->bits = static_cast<uint16_t>(sign | 0x7e00);
-  } else if (magnitude >= 0x477ff000) {  // rounds to infinity
-    y->bits = static_cast<uint16_t>(sign | 0x7c00);
-  } else if (magnitude < 0x38800000) {  // subnormal: let the adder round at the right place
-    float z;
-    std::memcpy(&z, &magnitude, 4);
-    z += 0.5f;
-    uint32_t half;
-    std::memcpy(&half, &z, 4);
-    y->bits = static_cast<uint16_t>(sign | (half - 0x3f000000));
-  } else {
-    y->bits = static_cast<uint16_t>(
-        sign | ((magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13));
-  }
-}
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-inline int64_t volume(const int64_t size[3]) { return size[0] * size[1] * size[2]; }
-
-// Where the elements of an activation are, in elements.
-struct Strides {
-  int64_t n, c, t, h, w;
-  Strides(int64_t channels, const int64_t size[3], bool channels_last) {
-    n = channels * volume(size);
-    w = channels_last ? channels : 1;
-    h = w * size[2];
-    t = h * size[1];
-    c = channels_last ? 1 : volume(size);
-  }
-};
-
-// The input index under tap k of output index o.
-inline int64_t source(const DepthwiseConv3dShape& s, int axis, int64_t o, int64_t k) {
-  return o * s.stride[axis] - s.padding[axis] + k * s.dilation[axis];
-}
-
-// The output index that reads input index i through tap k, or -1.
-inline int64_t target(const DepthwiseConv3dShape& s, int axis, int64_t i, int64_t k) {
-  int64_t o = i + s.padding[axis] - k * s.dilation[axis];
-  if (o < 0 || o % s.stride[axis] != 0) return -1;
-  o /= s.stride[axis];
-  return o < s.output[axis] ? o : -1;
-}
 
 template <typename T>
-void forward(const DepthwiseConv3dShape& s, const T* input, const T* weight, const T* bias,
-             T* output, int64_t begin, int64_t end) {
-  using Acc = decltype(widen(T()));
-  const int64_t outputs = s.channels * s.multiplier, taps = volume(s.kernel);
-  const Strides x(s.channels, s.input, s.channels_last), y(outputs, s.output, s.channels_last);
-  // Lanes run over channels, or over columns.
-  const bool last = s.channels_last;
-  const int64_t lane_end = last ? outputs : s.output[2], other_end = last ? s.output[2] : outputs;
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t n = item / s.output[0], t = item % s.output[0];
-    for (int64_t h = 0; h < s.output[1]; ++h) {
-      for (int64_t other = 0; other < other_end; ++other) {
-        for (int64_t first = 0; first < lane_end; first += kLanes) {
-          const int64_t lanes = smaller(kLanes, lane_end - first);
-          Acc sum[kLanes];
-          for (int64_t i = 0; i < lanes; ++i) {
-            sum[i] = bias == nullptr ? Acc(0) : widen(bias[last ? first + i : other]);
-          }
-          for (int64_t k = 0; k < taps; ++k) {
-            const int64_t kt = k / (s.kernel[1] * s.kernel[2]), kh = k / s.kernel[2] % s.kernel[1];
-            const int64_t kw = k % s.kernel[2];
-            const int64_t it = source(s, 0, t, kt), ih = source(s, 1, h, kh);
-            if (it < 0 || it >= s.input[0] || ih < 0 || ih >= s.input[1]) continue;
-            const T* row = input + n * x.n + it * x.t + ih * x.h;
-            if (last) {
-              const int64_t iw = source(s, 2, other, kw);
-              if (iw < 0 || iw >= s.input[2]) continue;
-              for (int64_t i = 0; i < lanes; ++i) {
-                const int64_t c = first + i;
-                sum[i] += widen(row[iw * x.w + (s.multiplier == 1 ? c : c / s.multiplier)]) *
-                          widen(weight[c * taps + k]);
-              }
-            } else {
-              const T* from = row + other / s.multiplier * x.c;
-              const Acc factor = widen(weight[other * taps + k]);
-              for (int64_t i = 0; i < lanes; ++i) {
-                const int64_t iw = source(s, 2, first + i, kw);
-                if (iw >= 0 && iw < s.input[2]) sum[i] += widen(from[iw]) * factor;
-              }
-            }
-          }
-          T* to = output + n * y.n + t * y.t + h * y.h + (last ? other * y.w : other * y.c) + first;
-          for (int64_t i = 0; i < lanes; ++i) narrow(sum[i], to + i);
-        }
+class Gatherer {
+ public:
+  using Real = Arithmetic<T>;
+
+  Gatherer(const Shape& shape, const GatherPlan& plan, const T* from, const T* weight,
+           const T* bias, T* to)
+      : shape_(shape),
+        plan_(plan),
+        from_(from),
+        weight_(weight),
+        bias_(bias),
+        to_(to),
+        from_strides_(activation_strides(plan.channels * plan.repeat / plan.share, plan.t.from,
+                                         plan.h.from, plan.w.from, shape.channels_last)),
+        to_strides_(activation_strides(plan.channels, plan.t.to, plan.h.to, plan.w.to,
+                                       shape.channels_last)),
+        frames_(plan.t.span(1)),
+        row_size_(plan.columns.width * kCount),
+        frame_size_(plan.h.span(plan.split.h_size) * row_size_),
+        taps_(plan.repeat * volume(shape.kernel)) {
+    const int64_t ring = plan.repeat * frames_ * frame_size_;
+    const int64_t weights =
+        plan.repeat * shape.kernel[0] * shape.kernel[1] * plan.columns.taps * kCount;
+    const int64_t rows = (shape.channels_last ? 1 : plan.split.h_size) * plan.w.to * kCount;
+    const int64_t part = ring + weights + kCount;
+    Real* memory = static_cast<Real*>(workspace((kParts * part + rows + kCount) * sizeof(Real)));
+    for (Part& p : parts_) {
+      p.ring = memory;
+      p.weight = p.ring + ring;
+      p.bias = p.weight + weights;
+      memory += part;
+    }
+    rows_ = memory;
+  }
+
+  void run(int64_t index) {
+    const Item item = plan_.split.item(index, plan_.t, plan_.h);
+    int parts = 0;
+    for (; parts < kParts && item.block * kBlock + parts * kCount < plan_.lanes; ++parts) {
+      start(parts_[parts], item.block * kBlock + parts * kCount);
+    }
+    const Range held = plan_.h.sources(item.h);
+    int64_t next = 0;  // frame to be read
+    for (int64_t t = item.t.begin; t < item.t.end; ++t) {
+      const Range frames = plan_.t.sources({t, t + 1});
+      for (int i = 0; i < parts; ++i) {
+        read(parts_[i], {larger(next, frames.begin), frames.end}, held);
+        write(parts_[i], t, item.h, held);
+      }
+      next = larger(next, frames.end);
+    }
+  }
+
+ private:
+  static constexpr int kCount = kLanes<Real>;
+  static constexpr int kParts = static_cast<int>(kBlock) / kCount;
+
+  // The lanes of one vector and what is held for them.
+  struct Part {
+    Reader<T> reader;
+    Writer<T> writer;
+    Real* ring;    // [repeat][frame % frames_][row][column][lane]
+    Real* weight;  // [repeat][kT][kH][Columns::tap][lane]
+    Real* bias;    // [lane]
+  };
+
+  void start(Part& part, int64_t first_lane) {
+    const Lanes<Real> lanes(first_lane, plan_.lanes, plan_.channels);
+    part.reader = Reader<T>(from_, from_strides_, shape_.channels_last, lanes, plan_.repeat,
+                            plan_.share);
+    part.writer = Writer<T>(to_, to_strides_, lanes, shape_.channels_last);
+    const int64_t size = shape_.kernel[0] * shape_.kernel[1] * plan_.columns.taps * kCount;
+    for (int64_t i = 0; i < plan_.repeat; ++i) {
+      read_weights(weight_, shape_, plan_.columns, lanes, plan_.repeat, i, part.weight + i * size);
+    }
+    const T* bias[kCount];
+    for (int i = 0; i < kCount; ++i) {
+      bias[i] = bias_ != nullptr && i < lanes.count ? bias_ + lanes.channel[i] : nullptr;
+    }
+    gather_rows(bias, 1, [&](int64_t) { return part.bias; });
+  }
+
+  Real* frame(const Part& part, int64_t repeat, int64_t t) const {
+    return part.ring + (repeat * frames_ + t % frames_) * frame_size_;
+  }
+
+  void read(const Part& part, Range frames, Range rows) {
+    for (int64_t t = frames.begin; t < frames.end; ++t) {
+      for (int64_t i = 0; i < plan_.repeat; ++i) {
+        part.reader.read(i, t, rows, plan_.w.from, plan_.columns.left, plan_.columns.width,
+                         frame(part, i, t));
       }
     }
   }
-}
 
-template <typename T>
-void grad_input(const DepthwiseConv3dShape& s, const T* grad_output, const T* weight, T* grad_input,
-                int64_t begin, int64_t end) {
-  using Acc = decltype(widen(T()));
-  const int64_t outputs = s.channels * s.multiplier, taps = volume(s.kernel);
-  const Strides x(s.channels, s.input, s.channels_last), y(outputs, s.output, s.channels_last);
-  const bool last = s.channels_last;
-  const int64_t lane_end = last ? s.channels : s.input[2];
-  const int64_t other_end = last ? s.input[2] : s.channels;
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t n = item / s.input[0], t = item % s.input[0];
-    for (int64_t h = 0; h < s.input[1]; ++h) {
-      for (int64_t other = 0; other < other_end; ++other) {
-        for (int64_t first = 0; first < lane_end; first += kLanes) {
-          const int64_t lanes = smaller(kLanes, lane_end - first);
-          Acc sum[kLanes] = {};
-          for (int64_t k = 0; k < taps; ++k) {
-            const int64_t kt = k / (s.kernel[1] * s.kernel[2]), kh = k / s.kernel[2] % s.kernel[1];
-            const int64_t kw = k % s.kernel[2];
-            const int64_t ot = target(s, 0, t, kt), oh = target(s, 1, h, kh);
-            if (ot < 0 || oh < 0) continue;
-            const T* row = grad_output + n * y.n + ot * y.t + oh * y.h;
-            const int64_t ow = last ? target(s, 2, other, kw) : 0;
-            if (ow < 0) continue;
-            for (int64_t i = 0; i < lanes; ++i) {
-              const int64_t c = last ? first + i : other;
-              const int64_t column = last ? ow : target(s, 2, first + i, kw);
-              if (column < 0) continue;
-              for (int64_t j = c * s.multiplier; j < (c + 1) * s.multiplier; ++j) {
-                sum[i] += widen(row[column * y.w + j * y.c]) * widen(weight[j * taps + k]);
-              }
-            }
-          }
-          T* to = grad_input + n * x.n + t * x.t + h * x.h + other * (last ? x.w : x.c) + first;
-          for (int64_t i = 0; i < lanes; ++i) narrow(sum[i], to + i);
-        }
+  void write(const Part& part, int64_t t, Range rows, Range held) {
+    const int64_t width = plan_.w.to;
+    Real* row = rows_;
+    for (int64_t h = rows.begin; h < rows.end; ++h) {
+      Real* direct = part.writer.direct(t, h);
+      for (int64_t p = 0; p < plan_.columns.phases; ++p) {
+        const Phase& phase = plan_.columns.phase[p];
+        const int64_t taps = list_taps(part, phase, t, h, held);
+        const int64_t step = direct == nullptr ? kCount : to_strides_.w;
+        Real* to = (direct == nullptr ? row : direct) + phase.first * step;
+        find_row_kernel<Real>(phase.chunk, phase.advance, phase.count)(
+            &taps_[0], plan_.repeat, taps / plan_.repeat, phase.advance, part.bias, to,
+            phase.step * step, phase.count);
+      }
+      if (direct != nullptr) continue;
+      if (shape_.channels_last) {
+        part.writer.write(row, t, h, width);
+      } else {
+        row += width * kCount;
       }
     }
+    if (!shape_.channels_last) part.writer.write(rows_, t, rows.begin, rows.size() * width);
   }
-}
 
-// Scratch: one row of taps + 1 sums (the last is the bias') per output channel.
-template <typename T, typename Acc>
-void grad_weight(const DepthwiseConv3dShape& s, const T* grad_output, const T* input, Acc* scratch,
-                 int64_t begin, int64_t end) {
-  const int64_t outputs = s.channels * s.multiplier, taps = volume(s.kernel);
-  const Strides x(s.channels, s.input, s.channels_last), y(outputs, s.output, s.channels_last);
-  for (int64_t j = begin; j < end; ++j) {
-    for (int64_t k = 0; k <= taps; ++k) {
-      const int64_t kt = k / (s.kernel[1] * s.kernel[2]), kh = k / s.kernel[2] % s.kernel[1];
-      const int64_t kw = k % s.kernel[2];
-      double total = 0;
-      for (int64_t n = 0; n < s.batch; ++n) {
-        for (int64_t t = 0; t < s.output[0]; ++t) {
-          const int64_t it = source(s, 0, t, kt);
-          if (k < taps && (it < 0 || it >= s.input[0])) continue;
-          for (int64_t h = 0; h < s.output[1]; ++h) {
-            const int64_t ih = source(s, 1, h, kh);
-            if (k < taps && (ih < 0 || ih >= s.input[1])) continue;
-            const T* grads = grad_output + n * y.n + t * y.t + h * y.h + j * y.c;
-            Acc sum = 0;
-            if (k == taps) {
-              for (int64_t w = 0; w < s.output[2]; ++w) sum += widen(grads[w * y.w]);
-            } else {
-              const T* row = input + n * x.n + it * x.t + ih * x.h + j / s.multiplier * x.c;
-              for (int64_t w = 0; w < s.output[2]; ++w) {
-                const int64_t iw = source(s, 2, w, kw);
-                if (iw < 0 || iw >= s.input[2]) continue;
-                sum += widen(grads[w * y.w]) * widen(row[iw * x.w]);
-              }
-            }
-            total += sum;
+  // The taps of row (t, h) that are not padding.
+  int64_t list_taps(const Part& part, const Phase& phase, int64_t t, int64_t h, Range held) {
+    const Columns& columns = plan_.columns;
+    int64_t count = 0;
+    for (int64_t i = 0; i < plan_.repeat; ++i) {
+      for (int64_t kt = 0; kt < shape_.kernel[0]; ++kt) {
+        const int64_t from_t = plan_.t.source(t, kt);
+        if (from_t < 0) continue;
+        const Real* rows = frame(part, i, from_t) + columns.left * kCount;
+        for (int64_t kh = 0; kh < shape_.kernel[1]; ++kh) {
+          const int64_t from_h = plan_.h.source(h, kh);
+          if (from_h < 0) continue;
+          const Real* row = rows + (from_h - held.begin) * row_size_;
+          const Real* weight =
+              part.weight +
+              ((i * shape_.kernel[0] + kt) * shape_.kernel[1] + kh) * columns.taps * kCount;
+          for (int64_t k = phase.taps_begin; k < phase.taps_end; k += phase.chunk) {
+            taps_[count++] = {row + columns.offset[k] * kCount, weight + k * kCount};
           }
         }
       }
-      scratch[j * (taps + 1) + k] = static_cast<Acc>(total);
     }
+    return count;
   }
+
+  const Shape& shape_;
+  const GatherPlan& plan_;
+  const T *from_, *weight_, *bias_;
+  T* to_;
+  Strides from_strides_, to_strides_;
+  int64_t frames_, row_size_, frame_size_;  // of the ring
+  Part parts_[kParts];
+  Real* rows_;  // written before they go to the tensor, where they cannot go there directly
+  Array<RowTap<Real>> taps_;
+};
+
+int64_t items(const Shape& shape, bool transposed) {
+  return GatherPlan(shape, transposed).split.items();
 }
 
-template <typename T, typename Acc>
-void grad_weight_finish(const DepthwiseConv3dShape& s, const Acc* scratch, T* grad_weight,
-                        T* grad_bias) {
-  const int64_t taps = volume(s.kernel);
-  for (int64_t j = 0; j < s.channels * s.multiplier; ++j) {
-    const Acc* sums = scratch + j * (taps + 1);
-    if (grad_weight != nullptr) {
-      for (int64_t k = 0; k < taps; ++k) narrow(sums[k], grad_weight + j * taps + k);
-    }
-    if (grad_bias != nullptr) narrow(sums[taps], grad_bias + j);
-  }
-}
-
-// Calls `function` with a null pointer of the storage type as its argument.
-template <typename Function>
-void with_storage(DType dtype, Function function) {
-  switch (dtype) {
-    case DType::f64:
-      return function(static_cast<double*>(nullptr));
-    case DType::f32:
-      return function(static_cast<float*>(nullptr));
-    case DType::bf16:
-      return function(static_cast<BFloat16*>(nullptr));
-    case DType::f16:
-      return function(static_cast<Float16*>(nullptr));
-  }
-}
-
-int64_t forward_items(const DepthwiseConv3dShape& s) { return s.batch * s.output[0]; }
-
-void forward_any(const DepthwiseConv3dShape& s, const void* input, const void* weight,
-                 const void* bias, void* output, int64_t begin, int64_t end) {
-  with_storage(s.dtype, [&](auto* storage) {
+void run(const Shape& shape, bool transposed, const void* from, const void* weight,
+         const void* bias, void* to, int64_t begin, int64_t end) {
+  if (begin >= end) return;
+  const GatherPlan plan(shape, transposed);
+  with_storage(shape.dtype, [&](auto storage) {
     using T = decltype(storage);
-    forward(s, static_cast<const std::remove_pointer_t<T>*>(input),
-            static_cast<const std::remove_pointer_t<T>*>(weight),
-            static_cast<const std::remove_pointer_t<T>*>(bias), static_cast<T>(output), begin, end);
-  });
-}
-
-int64_t grad_input_items(const DepthwiseConv3dShape& s) { return s.batch * s.input[0]; }
-
-void grad_input_any(const DepthwiseConv3dShape& s, const void* grad_output, const void* weight,
-                    void* grad, int64_t begin, int64_t end) {
-  with_storage(s.dtype, [&](auto* storage) {
-    using T = decltype(storage);
-    grad_input(s, static_cast<const std::remove_pointer_t<T>*>(grad_output),
-               static_cast<const std::remove_pointer_t<T>*>(weight), static_cast<T>(grad), begin,
-               end);
-  });
-}
-
-int64_t grad_weight_items(const DepthwiseConv3dShape& s) { return s.channels * s.multiplier; }
-
-int64_t grad_weight_scratch(const DepthwiseConv3dShape& s) {
-  return s.channels * s.multiplier * (volume(s.kernel) + 1) * (s.dtype == DType::f64 ? 8 : 4);
-}
-
-void grad_weight_any(const DepthwiseConv3dShape& s, const void* grad_output, const void* input,
-                     void* scratch, int64_t begin, int64_t end) {
-  with_storage(s.dtype, [&](auto* storage) {
-    using T = std::remove_pointer_t<decltype(storage)>;
-    using Acc = decltype(widen(T()));
-    grad_weight(s, static_cast<const T*>(grad_output), static_cast<const T*>(input),
-                static_cast<Acc*>(scratch), begin, end);
-  });
-}
-
-void grad_weight_finish_any(const DepthwiseConv3dShape& s, const void* scratch, void* grad_weight,
-                            void* grad_bias) {
-  with_storage(s.dtype, [&](auto* storage) {
-    using T = std::remove_pointer_t<decltype(storage)>;
-    using Acc = decltype(widen(T()));
-    grad_weight_finish(s, static_cast<const Acc*>(scratch), static_cast<T*>(grad_weight),
-                       static_cast<T*>(grad_bias));
+    Gatherer<T> gatherer(shape, plan, static_cast<const T*>(from), static_cast<const T*>(weight),
+                         static_cast<const T*>(bias), static_cast<T*>(to));
+    for (int64_t item = begin; item < end; ++item) gatherer.run(item);
   });
 }
 
 }  // namespace
 
-extern const DepthwiseConv3dKernels depthwise_conv3d_kernels = {
-    forward_items,     forward_any,         grad_input_items, grad_input_any,
-    grad_weight_items, grad_weight_scratch, grad_weight_any,  grad_weight_finish_any,
-};
+extern const DepthwiseConv3dKernels depthwise_conv3d_kernels = {items, run};
 
 }  // namespace VMF_ISA
 }  // namespace vmf

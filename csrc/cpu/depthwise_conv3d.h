@@ -1,30 +1,37 @@
-// What csrc/cpu/depthwise_conv3d.cpp exports once per instruction set. The functions are those of
-// vmf/depthwise_conv3d.h.
+// What the kernels of depthwise_conv3d export, once per instruction set.
 #pragma once
 
 #include "vmf/depthwise_conv3d.h"
 
 namespace vmf {
 
+// Forward, and the input gradient where `transposed`: then `from` is the output's gradient, `to`
+// the input's, and `bias` null.
 struct DepthwiseConv3dKernels {
-  decltype(&depthwise_conv3d_items) items;
-  decltype(&depthwise_conv3d) forward;
-  decltype(&depthwise_conv3d_grad_input_items) grad_input_items;
-  decltype(&depthwise_conv3d_grad_input) grad_input;
-  decltype(&depthwise_conv3d_grad_weight_items) grad_weight_items;
-  decltype(&depthwise_conv3d_grad_weight_scratch) grad_weight_scratch;
-  decltype(&depthwise_conv3d_grad_weight) grad_weight;
-  decltype(&depthwise_conv3d_grad_weight_finish) grad_weight_finish;
+  int64_t (*items)(const DepthwiseConv3dShape& shape, bool transposed);
+  void (*run)(const DepthwiseConv3dShape& shape, bool transposed, const void* from,
+              const void* weight, const void* bias, void* to, int64_t begin, int64_t end);
+};
+
+// As in vmf/depthwise_conv3d.h.
+struct DepthwiseConv3dGradWeightKernels {
+  decltype(&depthwise_conv3d_grad_weight_items) items;
+  decltype(&depthwise_conv3d_grad_weight_scratch) scratch;
+  decltype(&depthwise_conv3d_grad_weight) run;
+  decltype(&depthwise_conv3d_grad_weight_finish) finish;
 };
 
 namespace baseline {
 extern const DepthwiseConv3dKernels depthwise_conv3d_kernels;
-}
+extern const DepthwiseConv3dGradWeightKernels depthwise_conv3d_grad_weight_kernels;
+}  // namespace baseline
 namespace avx2 {
 extern const DepthwiseConv3dKernels depthwise_conv3d_kernels;
-}
+extern const DepthwiseConv3dGradWeightKernels depthwise_conv3d_grad_weight_kernels;
+}  // namespace avx2
 namespace avx512 {
 extern const DepthwiseConv3dKernels depthwise_conv3d_kernels;
-}
+extern const DepthwiseConv3dGradWeightKernels depthwise_conv3d_grad_weight_kernels;
+}  // namespace avx512
 
 }  // namespace vmf

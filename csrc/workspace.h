@@ -1,0 +1,13 @@
+// Memory that a kernel needs for the time of one call.
+#pragma once
+
+#include <cstdint>
+
+namespace vmf {
+
+// At least `bytes`, aligned to a cache line, not initialised; owned by the calling thread, which
+// keeps it for its next call (fresh pages from the system would cost more than most kernels).
+// Valid until the thread asks again.
+void* workspace(int64_t bytes);
+
+}  // namespace vmf
