@@ -1,5 +1,6 @@
 """`vmf eval`."""
 
+import sys
 from collections.abc import Sequence
 
 from vmf.cli.parsing import Parser
@@ -35,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _tell(result: EvalResult, out: str | None) -> None:
     for line in result.errors:
-        print(f"passed over: {line}")
+        print(f"passed over: {line}", file=sys.stderr)
     width = max(map(len, result.classes))
     for name, accuracy in result.per_class.items():
         print(f"  {name:{width}}  " + ("no video" if accuracy is None else f"{accuracy:6.1%}"))

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import torch
+
 import vmf
 from vmf.cli.parsing import Parser
 
@@ -21,7 +23,9 @@ def run(arguments: Sequence[str]) -> int:
     num_classes = parser.parse(arguments)["num_classes"]
     print(f"{'name':10}  {'clip':>15}  {'tokens':>7}  {'params':>8}  {'GMACs':>7}")
     for name in vmf.list_models():
-        model = vmf.create_model(name, num_classes=num_classes)
+        # Costs follow from shapes: no weights are drawn.
+        with torch.device("meta"):
+            model = vmf.create_model(name, num_classes=num_classes)
         frames, size = model.default_clip
         clip = f"{frames} x {size} x {size}"
         tokens = f"{model.config.num_tokens} x {model.config.token_dim}"

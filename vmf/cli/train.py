@@ -1,5 +1,6 @@
 """`vmf train`."""
 
+import operator
 import sys
 from collections.abc import Sequence
 
@@ -66,12 +67,13 @@ def run(arguments: Sequence[str]) -> int:
 def _resumed(options: Parser, arguments: Sequence[str], values: dict) -> TrainConfig:
     """The settings of the run to go on with, and those the user set beside --resume."""
     given = set(options.parse(arguments, defaults=False)) - {"resume", "out"}
-    stored = resumed_config(values["resume"])
-    for name in given:
-        if name not in FREE_ON_RESUME and getattr(stored, name) != values[name]:
+    stored, wanted = resumed_config(values["resume"]), TrainConfig(**values)
+    for name in given - FREE_ON_RESUME:
+        read = operator.attrgetter(name)  # also augment.flip
+        if read(stored) != read(wanted):
             raise UsageError(
                 f"{name}: cannot change in a run that goes on "
-                f"(got {values[name]}, it has {getattr(stored, name)})"
+                f"(got {read(wanted)}, it has {read(stored)})"
             )
-    changes = {name: values[name] for name in given if name in FREE_ON_RESUME}
+    changes = {name: values[name] for name in given & FREE_ON_RESUME}
     return resumed_config(values["resume"], **changes)
