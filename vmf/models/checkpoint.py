@@ -134,22 +134,23 @@ def load_mobile_former(
             f"({len(wrong)} entries):\n  " + "\n  ".join(wrong)
         )
     with torch.no_grad():
-        for ours, value in _shuffled(model, {ours: given[name] for ours, name in names.items()}):
-            target[ours].copy_(_inflate(value, target[ours]))
+        for ours, name in names.items():
+            target[ours].copy_(_inflate(_reordered(model, ours, given[name]), target[ours]))
     return model
 
 
 def _read(checkpoint: Mapping[str, Tensor] | str | Path) -> dict[str, Any]:
+    found: Any = checkpoint
     if isinstance(checkpoint, str | Path):
-        checkpoint = _read_file(Path(checkpoint))
-    if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get("state_dict"), Mapping):
-        checkpoint = checkpoint["state_dict"]
-    if not isinstance(checkpoint, Mapping):
+        found = _read_file(Path(checkpoint))
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        found = found["state_dict"]
+    if not isinstance(found, Mapping):
         raise TypeError(
             "load_mobile_former: a checkpoint is a dict of tensors or a file that holds one "
-            f"(got {type(checkpoint).__name__})"
+            f"(got {type(found).__name__})"
         )
-    return dict(checkpoint)
+    return dict(found)
 
 
 def _read_file(path: Path) -> Any:
@@ -172,8 +173,9 @@ def _names(model: VideoMobileFormer) -> dict[str, str]:
     """Every entry of the model's state dict with its name in an image checkpoint."""
     modules = dict(_WHOLE)
     modules.update({f"head.{ours}": theirs for ours, theirs in _TO_TOKENS.items()})
-    for i, block in enumerate(model.blocks):
-        for ours, theirs in {**_TOKENS, **_MOBILE[type(block.mobile)]}.items():
+    for i in range(len(model.blocks)):
+        mobile = _MOBILE[type(model.get_submodule(f"blocks.{i}.mobile"))]
+        for ours, theirs in {**_TOKENS, **mobile}.items():
             modules[f"blocks.{i}.{ours}"] = f"features.{i}.{theirs}"
     names = {}
     for entry in model.state_dict():
@@ -200,27 +202,22 @@ def _inflate(value: Tensor, entry: Tensor) -> Tensor:
     return inflated
 
 
-def _shuffled(model: VideoMobileFormer, entries: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
-    """Entries in the order of channels that our grouped networks have.
+def _reordered(model: VideoMobileFormer, entry: str, value: Tensor) -> Tensor:
+    """An entry in the order of channels that our grouped networks have.
 
     The image network shuffles channels after a norm; ours does so inside the pointwise convolution
     before it (`Mobile`) or after the activation that follows (`DownMobile`), see `PointwiseConv3d`.
     The per-channel entries that the shuffle moves past are reordered here, once.
     """
     groups = model.config.groups
-    if groups == 1:
-        return list(entries.items())
-    for i, block in enumerate(model.blocks):
-        mobile, prefix = block.mobile, f"blocks.{i}.mobile."
-        for name, value in entries.items():
-            if not name.startswith(prefix) or not value.ndim:
-                continue
-            part = name.removeprefix(prefix)
-            if isinstance(mobile, Mobile) and part.startswith(("stage.norm_in.", "norm.")):
-                entries[name] = channel_shuffle(value, groups, dim=0)
-            if isinstance(mobile, DownMobile) and ".slopes." in part:
-                halves = value.unflatten(0, (2, -1))
-                multiplier = mobile.get_submodule(part.split(".")[0]).depthwise
-                repeats = multiplier.out_channels // multiplier.in_channels
-                entries[name] = channel_shuffle(halves, repeats, dim=1).flatten(0, 1)
-    return list(entries.items())
+    block, found, part = entry.partition(".mobile.")
+    if groups == 1 or not found or not value.ndim:
+        return value
+    mobile = model.get_submodule(f"{block}.mobile")
+    if isinstance(mobile, Mobile) and part.startswith(("stage.norm_in.", "norm.")):
+        return channel_shuffle(value, groups, dim=0)
+    if isinstance(mobile, DownMobile) and ".slopes." in part:
+        stage = mobile.stage1 if part.startswith("stage1.") else mobile.stage2
+        multiplier = stage.depthwise.out_channels // stage.depthwise.in_channels
+        return channel_shuffle(value.unflatten(0, (2, -1)), multiplier, dim=1).flatten(0, 1)
+    return value

@@ -152,7 +152,7 @@ class DepthwiseStage(nn.Module):
 
     def forward(self, features: Tensor, token: Tensor | None) -> Tensor:
         """`features` (B, C, T, H, W) and token 0 (B, d) to (B, C', T, H', W')."""
-        if self.norm_in is not None:
+        if self.norm_in is not None and self.act_in is not None:
             features = self.act_in(self.norm_in(features), token)
         features = self.norm_out(self.depthwise(features))
         return self.act_out(features, token)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -38,43 +37,27 @@ def count_macs(model: nn.Module, clip_shape: tuple[int, ...]) -> int:
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal total
-        total += _COST[kind(module)](module, inputs, output)
-
-    def kind(module: nn.Module) -> type | None:
-        return next((known for known in _COST if isinstance(module, known)), None)
+        total += _macs(module, inputs, output)
 
     # Nothing is computed on "meta" tensors: any clip size takes the same short time.
     shapes = copy.deepcopy(model).to("meta").eval()
     for module in shapes.modules():
-        if kind(module) is not None:
-            module.register_forward_hook(add)
+        module.register_forward_hook(add)
     with torch.no_grad(), vmf_kernels.use_backend("reference"):
         dtype = next(model.parameters()).dtype
         shapes(torch.empty(1, *clip_shape, device="meta", dtype=dtype))
     return total
 
 
-def _convolution(module: nn.Conv3d, inputs: tuple[Tensor, ...], output: Tensor) -> int:
-    return output.numel() * module.weight[0].numel()
-
-
-def _linear(module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> int:
-    return output.numel() * module.in_features
-
-
-def _bridge(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> int:
-    features, tokens = inputs
-    return 2 * tokens.shape[1] * features.numel()
-
-
-def _former(module: Former, inputs: tuple[Tensor, ...], output: Tensor) -> int:
-    return 2 * output.shape[1] * output.numel()
-
-
-_COST: dict[type, Callable[..., int]] = {
-    nn.Conv3d: _convolution,
-    nn.Linear: _linear,
-    MobileToFormer: _bridge,
-    FormerToMobile: _bridge,
-    Former: _former,
-}
+def _macs(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> int:
+    """What a module itself multiplies for one clip, without its children."""
+    if isinstance(module, nn.Conv3d):
+        return output.numel() * module.weight[0].numel()
+    if isinstance(module, nn.Linear):
+        return output.numel() * module.in_features
+    if isinstance(module, MobileToFormer | FormerToMobile):
+        features, tokens = inputs
+        return 2 * tokens.shape[1] * features.numel()
+    if isinstance(module, Former):
+        return 2 * output.shape[1] * output.numel()
+    return 0

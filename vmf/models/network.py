@@ -8,7 +8,7 @@ the image network) is ours.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -166,9 +166,10 @@ class VideoMobileFormer(nn.Module):
         Returns:
             (B, M, T, H / 32, W / 32), rounded up; each token's weights sum to 1.
         """
-        if self.tokens is None:
+        features, tokens = self.forward_features(clip)
+        if tokens is None:
             raise ValueError(f"{self.config.name}: without tokens there is no attention to show")
-        return self.head.to_tokens.attention(*self.forward_features(clip))
+        return self.head.to_tokens.attention(features, tokens)
 
     def count_macs(self, clip_shape: tuple[int, ...]) -> int:
         """Multiply-adds for one clip (in_chans, T, H, W); see `vmf.count_macs`."""
@@ -195,7 +196,8 @@ class VideoMobileFormer(nn.Module):
 
     def _check(self, clip: Tensor) -> None:
         chans = self.config.in_chans
-        if clip.ndim != 5 or clip.shape[1] != chans or min(clip.shape[2:]) < 1:
+        empty = any(size < 1 for size in clip.shape[2:])
+        if clip.ndim != 5 or clip.shape[1] != chans or empty:
             raise ValueError(
                 f"{self.config.name}: a clip is (batch, {chans}, frames, height, width) "
                 f"(got {tuple(clip.shape)})"
@@ -229,11 +231,9 @@ def _checkpointed(
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
         return nullcontext(), _keep_statistics(block)
 
-    options: dict[str, Callable] = {}
-    options: dict[str, Callable] = {}
-    if not torch.compiler.is_compiling():  # which has the statistics updated once, as it should be
-        options["context_fn"] = contexts
-    return checkpoint(block, features, tokens, use_reentrant=False, **options)
+    if torch.compiler.is_compiling():  # which takes no contexts, and updates statistics once
+        return checkpoint(block, features, tokens, use_reentrant=False)
+    return checkpoint(block, features, tokens, use_reentrant=False, context_fn=contexts)
 
 
 @contextmanager
