@@ -85,11 +85,3 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[Implementation]:
         yield chosen
     if before is not None:
         _extension._C.set_isa(before)
-
-
-@pytest.fixture(params=[1, 2], ids="{}-threads".format)
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
