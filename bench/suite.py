@@ -1,0 +1,152 @@
+"""The suite `ops`: every case of every op, ours against its peers."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from bench.cases import Case
+from bench.comparison import OURS, Comparison, Key
+from bench.contenders import (
+    PEER_TOLERANCE,
+    Call,
+    backend_of,
+    check_ours,
+    describe,
+    fault,
+    truth,
+    why_not,
+)
+from bench.op import LAYOUTS, MODES, OpBench
+from bench.timing import Clock, Effort, interleave
+
+# Elements of input and output together that a quick case is shrunk to: about 0.2 s of eager's
+# contiguous backward pass on two cores.
+QUICK_ELEMENTS = 3_000_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure and how.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        dtypes: of the inputs.
+        quick: fewer cases, shrunken batches, fewer rounds.
+        only: keeps the cases that it is found in; searched in "op model shape mode".
+        all_peers: the optional ones too.
+        check_only: checks the numbers and times nothing.
+        effort: how long to measure each case.
+        clock: of the device.
+    """
+
+    device: str
+    dtypes: tuple[torch.dtype, ...]
+    quick: bool
+    only: re.Pattern[str]
+    all_peers: bool
+    check_only: bool
+    effort: Effort
+    clock: Clock
+
+
+@dataclass(frozen=True)
+class Task:
+    """One comparison to be made."""
+
+    bench: OpBench
+    case: Case
+    full_batch: int
+    mode: str
+    dtype: torch.dtype
+
+
+def tasks(benches: list[OpBench], plan: Plan) -> list[Task]:
+    """Everything that the plan asks for, op by op."""
+    found = []
+    for bench in benches:
+        chosen = bench.quick(bench.cases()) if plan.quick else bench.cases()
+        for full in chosen:
+            case = full.shrunk(QUICK_ELEMENTS) if plan.quick else full
+            for mode in MODES:
+                if plan.only.search(f"{bench.name} {case} {mode}"):
+                    found += [Task(bench, case, full.batch, mode, dtype) for dtype in plan.dtypes]
+    return found
+
+
+def run(todo: list[Task], plan: Plan, tell: Callable[[str], None]) -> Iterator[Comparison]:
+    """Makes the comparisons one by one, telling the progress."""
+    begin = time.perf_counter()
+    for number, task in enumerate(todo, 1):
+        result = compare(task, plan)
+        spent = time.perf_counter() - begin
+        left = spent / number * (len(todo) - number)
+        tell(
+            f"[{number}/{len(todo)}] {task.bench.name} {task.case} {task.mode} {result.dtype}: "
+            f"{_summary(result)}  ({spent:.0f} s, about {left:.0f} s left)"
+        )
+        yield result
+
+
+def compare(task: Task, plan: Plan) -> Comparison:
+    """Checks every contender's numbers, then times those that are right, in turns."""
+    bench, case, mode, dtype = task.bench, task.case, task.mode, task.dtype
+    torch.manual_seed(0)
+    inputs = bench.inputs(case)
+    result = Comparison(
+        op=bench.name,
+        case=case,
+        full_batch=task.full_batch,
+        mode=mode,
+        dtype=str(dtype).removeprefix("torch."),
+        backend=backend_of(bench, case, plan.device, dtype),
+        traffic=bench.traffic(case, mode, dtype.itemsize),
+        group=bench.group(case),
+    )
+    expected = truth(bench, case, inputs, mode, dtype, plan.device)
+    calls: dict[Key, Call] = {}
+    for layout in LAYOUTS:
+        key = (OURS, layout)
+        call = Call(bench.ours, case, inputs, bench.features, layout, dtype, plan.device)
+        try:
+            wrong = check_ours(call, mode, expected, dtype, plan.device)
+        except Exception as error:
+            wrong = describe(error)
+        if wrong:
+            result.reasons[key] = wrong
+        else:
+            calls[key] = call
+    if plan.all_peers:
+        torch._dynamo.reset()  # a compiled peer keeps nothing of earlier cases
+    for peer in bench.peers:
+        reason = why_not(peer, mode, dtype, plan.all_peers)
+        for layout in LAYOUTS:
+            key = (peer.name, layout)
+            if reason or plan.check_only:
+                result.reasons[key] = reason or "only the numbers of ours were checked"
+                continue
+            try:
+                function = peer.prepare(peer.run) if peer.prepare else peer.run
+                call = Call(function, case, inputs, bench.features, layout, dtype, plan.device)
+                wrong = fault(call.work(mode)(), expected, PEER_TOLERANCE)
+            except Exception as error:  # whatever a peer does is a line in the table
+                wrong = describe(error)
+            if wrong:
+                result.reasons[key] = wrong
+            else:
+                calls[key] = call
+    del expected
+    if not plan.check_only and not result.wrong:
+        work = {key: call.work(mode) for key, call in calls.items()}
+        rivals = [key for key in work if key[0] != OURS]
+        result.times = interleave(work, plan.clock, plan.effort, rivals)
+    return result
+
+
+def _summary(result: Comparison) -> str:
+    if result.wrong:
+        return f"WRONG: {result.wrong}"
+    speedup = result.best_speedup()
+    return f"{speedup:.2f}x" if speedup else "numbers are right"
