@@ -131,6 +131,9 @@ def test_another_number_of_classes(vectors, state):
 
 def test_a_network_without_classes_or_tokens(state):
     headless = vmf.create_model("vmf_tiny", 0, **TINY)
+    with pytest.raises(ValueError, match="extra: classifier") as error:
+        vmf.load_mobile_former(headless, state)
+    assert str(error.value).endswith("skip_classifier=True leaves the last layer out")
     vmf.load_mobile_former(headless, state, skip_classifier=True)
     with pytest.raises(ValueError, match=r"extra: tokens\.weight"):
         vmf.load_mobile_former(vmf.create_model("vmf_tiny", 10, **{**TINY, "num_tokens": 0}), state)

@@ -121,17 +121,16 @@ def load_mobile_former(
     wrong = [f"missing: {name}" for name in names.values() if name not in given]
     wrong += [f"extra: {name}" for name in given if name not in set(names.values())]
     for ours, name in names.items():
-        if name in given and (found := _describe(given[name])) != (
-            expected := str(_image_shape(target[ours]))
-        ):
-            hint = (
-                "; skip_classifier=True keeps the model's" if name.startswith(_CLASSIFIER) else ""
-            )
-            wrong.append(f"misshapen: {name} is {found}, must be {expected}{hint}")
+        expected = _image_shape(target[ours])
+        if name in given and (found := _describe(given[name])) != str(expected):
+            wrong.append(f"misshapen: {name} is {found}, must be {expected}")
     if wrong:
+        hint = (
+            "\nskip_classifier=True leaves the last layer out" if _CLASSIFIER in str(wrong) else ""
+        )
         raise ValueError(
             f"load_mobile_former: the checkpoint does not fit {model.config.name} "
-            f"({len(wrong)} entries):\n  " + "\n  ".join(wrong)
+            f"({len(wrong)} entries):\n  " + "\n  ".join(wrong) + hint
         )
     with torch.no_grad():
         for ours, name in names.items():
@@ -150,7 +149,7 @@ def _read(checkpoint: Mapping[str, Tensor] | str | Path) -> dict[str, Any]:
             "load_mobile_former: a checkpoint is a dict of tensors or a file that holds one "
             f"(got {type(found).__name__})"
         )
-    return dict(found)
+    return {str(name): value for name, value in found.items()}
 
 
 def _read_file(path: Path) -> Any:
