@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from vmf.data.sampling import train_indices, view_indices
 from vmf.data.spec import AugmentOptions, ClipSpec
 from vmf.data.transforms import augment_clip, normalize, resize, view_boxes
 
-Item = dict[str, "torch.Tensor | int | str"]
+Item = dict[str, Any]  # "clip", "label" and "index", or "error" and "index"
 
 
 class TrainClips(Dataset[Item]):
@@ -146,7 +147,7 @@ def load_clip(
     return torch.stack(clips), torch.stack(pictures)
 
 
-def collate(items: Sequence[Item]) -> dict[str, object]:
+def collate(items: Sequence[Item]) -> dict[str, Any]:
     """Stacks items into a batch, leaving out those that failed.
 
     Returns:

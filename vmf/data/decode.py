@@ -11,7 +11,7 @@ import functools
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -27,7 +27,7 @@ _SEEK_MARGIN = 8
 # A header may promise a frame or two more than the file holds; more than that is a truncated file.
 _HEADER_SLACK = 2
 
-Choose = Callable[[int], Sequence[int]]
+Choose = Callable[[int], Iterable[int]]
 
 
 class VideoError(ValueError):
@@ -86,8 +86,8 @@ def _video_stream(container: av.container.InputContainer, path: str | Path) -> a
     cover = av.stream.Disposition.attached_pic
     streams = [s for s in container.streams.video if not s.disposition & cover]
     if not streams:
-        kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
-        raise VideoError(path, f"there is no video stream (only {', '.join(kinds)})")
+        kinds = sorted({str(stream.type) for stream in container.streams})
+        raise VideoError(path, f"there is no video stream (only {', '.join(kinds) or 'nothing'})")
     stream = streams[0]
     # Clips are short and workers many: starting decoder threads costs more than they bring.
     stream.codec_context.thread_count = 1
@@ -96,7 +96,7 @@ def _video_stream(container: av.container.InputContainer, path: str | Path) -> a
 
 def _ticks(stream: av.VideoStream) -> float:
     """Frames per unit of the stream's time stamps."""
-    return float(stream.time_base * (stream.average_rate or stream.guessed_rate or 25))
+    return float(stream.time_base or 0) * float(stream.average_rate or stream.guessed_rate or 25)
 
 
 def _count(container: av.container.InputContainer, stream: av.VideoStream, path: str | Path) -> int:
@@ -126,24 +126,23 @@ def _decode(
     path: str | Path,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (number, RGB picture) for the ascending frame numbers ``wanted``."""
-    reformatter, size = VideoReformatter(), None
+    convert = _Converter(short_side)
     for run in _runs(wanted):
-        before = None  # the frame on screen until the next one comes
-        for position, frame in _frames_from(container, stream, run[0], path):
-            while run and position >= run[0]:
-                shown = frame if position == run[0] or before is None else before[1]
-                size = size or shrunk_size(shown.width, shown.height, short_side)
-                yield run.pop(0), _to_rgb(reformatter, shown, size)
+        position, shown = -1, None  # the frame on screen until the next one comes
+        for following, frame in _frames_from(container, stream, run[0], path):
+            while run and following >= run[0]:
+                exact = following == run[0]
+                yield run.pop(0), convert(frame if exact else shown or frame)
             if not run:
                 break
-            before = position, frame
-        there = 0 if before is None else before[0] + 1
-        if run and (before is None or run[-1] - there >= _HEADER_SLACK):
-            rule = f"truncated: only {there} of at least {run[-1] + 1} frames are there"
+            position, shown = following, frame
+        if not run:
+            continue
+        if shown is None or run[-1] - position > _HEADER_SLACK:
+            rule = f"truncated: only {position + 1} of at least {run[-1] + 1} frames are there"
             raise VideoError(path, rule)
         for number in run:
-            size = size or shrunk_size(before[1].width, before[1].height, short_side)
-            yield number, _to_rgb(reformatter, before[1], size)
+            yield number, convert(shown)
 
 
 def _runs(wanted: list[int]) -> Iterator[list[int]]:
@@ -158,24 +157,38 @@ def _frames_from(
     container: av.container.InputContainer, stream: av.VideoStream, number: int, path: str | Path
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Decodes (position, frame) from at or before frame ``number`` to the end of the file."""
-    ticks, origin, position = _ticks(stream), stream.start_time or 0, -1
+    ticks, origin = _ticks(stream), stream.start_time or 0
+    position = -1
     if number > _SEEK_MARGIN:
         container.seek(origin + int((number - _SEEK_MARGIN) / ticks), stream=stream)
     try:
         for frame in container.decode(stream):
-            known = frame.pts is not None
-            position = round((frame.pts - origin) * ticks) if known else position + 1
+            if frame.pts is None:  # as raw streams have it
+                position += 1
+            else:
+                position = round((frame.pts - origin) * ticks)
             yield position, frame
     except av.FFmpegError as error:
         rule = f"damaged or truncated after frame {position}: {error.strerror}"
         raise VideoError(path, rule) from None
 
 
-def _to_rgb(
-    reformatter: VideoReformatter, frame: av.VideoFrame, size: tuple[int, int]
-) -> np.ndarray:
-    interpolation = Interpolation.BILINEAR
-    return reformatter.reformat(frame, *size, "rgb24", interpolation=interpolation).to_ndarray()
+class _Converter:
+    """Turns frames into RGB pictures, all of the size that suits the first one."""
+
+    def __init__(self, short_side: int | None) -> None:
+        self.short_side = short_side
+        self.size: tuple[int, int] | None = None
+        self.reformatter = VideoReformatter()  # keeps FFmpeg's scaler from frame to frame
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        if self.size is None:
+            self.size = shrunk_size(frame.width, frame.height, self.short_side)
+        width, height = self.size
+        rgb = self.reformatter.reformat(
+            frame, width, height, "rgb24", interpolation=Interpolation.BILINEAR
+        )
+        return rgb.to_ndarray()
 
 
 def shrunk_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
