@@ -4,12 +4,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from vmf_kernels import _extension
+from vmf_kernels.checks import without_autocast
 
 NAMES = ("auto", "reference", "cpu", "triton", "cuda")
 KERNELS_OF_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
@@ -48,7 +47,11 @@ class Op:
     ) -> None:
         self.name = name
         self.prepare = prepare
-        self.backends = backends
+        self.backends = tuple(
+            # Kernels compute in the dtypes that they get; PyTorch under autocast would not.
+            replace(b, run=without_autocast(b.run)) if b.name == "reference" else b
+            for b in backends
+        )
         OPS[name] = self
 
     def __call__(self, *args: Any) -> Any:
@@ -92,13 +95,16 @@ def cpu_cannot_run(tensor: Any) -> Exception | None:
     return None
 
 
-@torch.compiler.assume_constant_result
 def current_backend() -> str:
     """The backend that `use_backend` or VMF_BACKEND asks for, else "auto".
 
     Compiled and exported code keeps the answer of the moment when it was traced.
     """
     return _check_name(_forced.get(), "VMF_BACKEND")
+
+
+# What `torch.compiler.assume_constant_result` does, which would import the whole compiler now.
+current_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @contextmanager

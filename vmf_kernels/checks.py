@@ -1,5 +1,8 @@
 """Argument checks that several ops share. Every message: `op: the rule (got the values)`."""
 
+import math
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -41,7 +44,7 @@ def check_attention(op: str, features: Tensor, num_heads: Any, **tokens: Tensor)
             )
         if tensor.shape[1] == 0:
             raise ValueError(f"{op}: there must be at least one token (got M=0 in {name})")
-    if features.shape[2:].numel() == 0:
+    if math.prod(features.shape[2:]) == 0:  # Size.numel() would fix symbolic sizes
         raise ValueError(
             f"{op}: features must have at least one position (got shape {tuple(features.shape)})"
         )
@@ -62,15 +65,37 @@ def default_scale(op: str, scale: Any, channels: int, num_heads: int) -> float:
     return float(scale)
 
 
+def autocast_enabled(tensor: Tensor) -> bool:
+    """Whether autocast is on for the device of `tensor`."""
+    device = tensor.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, whose first argument is a tensor, with autocast off.
+
+    What an op computes in float32 on purpose, autocast would cast again: inputs are cast once,
+    by `autocast`, and the rest is the op's own.
+    """
+
+    @wraps(function)
+    def run(tensor: Tensor, *args: Any) -> Any:
+        if not autocast_enabled(tensor):
+            return function(tensor, *args)
+        with torch.autocast(tensor.device.type, enabled=False):
+            return function(tensor, *args)
+
+    return run
+
+
 def autocast(*tensors: Any) -> tuple[Any, ...]:
     """Under autocast, the tensors in the autocast dtype (float64 stays, as in PyTorch)."""
     first = tensors[0]
     if not isinstance(first, Tensor):
         return tensors
-    device = first.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not autocast_enabled(first):
         return tensors
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(first.device.type)
     return tuple(
         t.to(dtype)
         if isinstance(t, Tensor) and t.dtype.is_floating_point and t.dtype != torch.float64

@@ -1,5 +1,7 @@
 """Memory formats, told by strides alone: channels first (contiguous) or channels last."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,8 @@ def is_channels_last(features: Tensor) -> bool:
         True for channels last, False for every other order. Where the two are the same
         memory (one position), False.
     """
-    return features.stride(1) == 1 and features.shape[2:].numel() > 1
+    # Size.numel() would fix symbolic sizes.
+    return features.stride(1) == 1 and math.prod(features.shape[2:]) > 1
 
 
 def to_layout(features: Tensor, channels_last: bool) -> Tensor:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from vmf_kernels.checks import without_autocast
+
 NAMESPACE = "vmf_kernels"
 
 
@@ -41,17 +43,20 @@ class Operator:
         self.name = schema.partition("(")[0]
         qualified = f"{NAMESPACE}::{self.name}"
         torch.library.define(qualified, schema[len(self.name) :])
-        torch.library.impl(qualified, "CompositeExplicitAutograd", reference)
+        torch.library.impl(qualified, "CompositeExplicitAutograd", without_autocast(reference))
         torch.library.register_fake(qualified, fake)
         torch.library.register_autograd(qualified, backward, setup_context=setup_context)
         packet = getattr(getattr(torch.ops, NAMESPACE), self.name)
         register_flop_formula(packet)(_flops_from_shapes(flops))
         self.op = packet.default
         self._function = _function(self.op, setup_context, backward)
+        self._transformable = _transformable(self, setup_context, backward)
 
     def __call__(self, *args: Any) -> Any:
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling():
             return self.op(*args)
+        if torch._C._are_functorch_transforms_active():
+            return self._transformable.apply(*args)
         if torch.is_grad_enabled() and any(
             isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args
         ):
@@ -71,6 +76,38 @@ def _function(
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(op.__name__, (torch.autograd.Function,), members)
+
+
+def _transformable(
+    operator: "Operator", setup_context: Callable[..., None], backward: Callable[..., Any]
+) -> type[torch.autograd.Function]:
+    """The form that `torch.func` can differentiate and map; each call peels off one transform."""
+
+    def forward(*args: Any) -> Any:
+        return operator(*args)
+
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        outputs = [
+            operator(
+                *(
+                    arg.select(dim, i) if isinstance(dim, int) else arg
+                    for arg, dim in zip(args, in_dims, strict=True)
+                )
+            )
+            for i in range(info.batch_size)
+        ]
+        if isinstance(outputs[0], tuple):
+            stacked = tuple(torch.stack(parts) for parts in zip(*outputs, strict=True))
+            return stacked, (0,) * len(stacked)
+        return torch.stack(outputs), 0
+
+    members = {
+        "forward": staticmethod(forward),
+        "setup_context": staticmethod(setup_context),
+        "backward": staticmethod(backward),
+        "vmap": staticmethod(vmap),
+    }
+    return type(operator.name, (torch.autograd.Function,), members)
 
 
 def _flops_from_shapes(flops: Callable[..., int]) -> Callable[..., int]:
