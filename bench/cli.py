@@ -14,6 +14,7 @@ from bench import machine, report, suite
 from bench.comparison import Comparison
 from bench.files import write_atomically
 from bench.ops import BENCHES
+from bench.red import red_ops
 from bench.suite import Plan
 from bench.timing import FULL, QUICK, CudaClock, Effort, cpu_clock
 
@@ -104,6 +105,8 @@ class Session:
             found = model.run(self.plan, tell)
         else:
             todo = suite.tasks(list(BENCHES.values()), self.plan)
+            if self.plan.tests_first:
+                self.plan.red.update(red_ops(list(dict.fromkeys(t.bench.name for t in todo)), tell))
             found = suite.run(todo, self.plan, tell)
         for result in found:
             self.results.append(result)
@@ -118,6 +121,10 @@ class Session:
         parts = [title, "\n".join(f"- {name}: {value}" for name, value in facts.items())]
         if self.plan.check_only:
             parts.append("Numbers only: nothing was timed.")
+        parts.append(
+            "Before it was timed, the numbers of every contender were checked in every row"
+            + (", and the op's tests were run." if self.plan.tests_first else ".")
+        )
         if self.name == "model":
             parts.append(report.model_report(self.results))
         for op in BENCHES if self.name == "ops" else ():
@@ -149,6 +156,7 @@ def _plan(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Pla
         all_peers=arguments.peers == "all",
         check_only=arguments.check_only,
         effort=effort,
+        tests_first=not (arguments.quick or arguments.check_only or arguments.skip_tests),
         clock=CudaClock() if arguments.device == "cuda" else cpu_clock,
     )
 
@@ -213,5 +221,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--threads", type=_positive, metavar="N", help="CPU threads (torch's own choice)")
     add("--check-only", action="store_true", help="check the numbers of ours, time nothing")
+    add(
+        "--skip-tests",
+        action="store_true",
+        help="do not run the op's tests first (--quick and --check-only never do); the numbers "
+        "of every case are checked in any event",
+    )
     add("--out", type=Path, metavar="DIR", help="also write DIR/SUITE-DEVICE.csv and .md")
     return parser

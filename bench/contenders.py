@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from bench.cases import Case
-from bench.op import FORWARD, LAYOUTS, OpBench, Peer
-from vmf_kernels import explain, use_backend
+from bench.op import CHANNELS_LAST, FORWARD, LAYOUTS, OpBench, Peer
+from vmf_kernels import explain, reference
 
 # Relative error in the 2-norm of each output and gradient, against the reference on the same
 # values in float32 (float64 for float64): a few roundings of the dtype. One wrong element in a
@@ -82,13 +82,17 @@ def truth(
     """Output, and in training gradients, of the reference on the rounded inputs, widened."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     rounded = [t.to(dtype).to(wide) for t in inputs]
-    with use_backend("reference"):
-        call = Call(bench.ours, case, rounded, bench.features, "channels_last_3d", wide, device)
-        if mode == FORWARD:
-            return [call.forward()]
-        # The gradient that the contenders get is rounded to their dtype.
-        call.grad = _gradient_like(call.forward()).to(dtype).to(wide)
-        return list(call.training())
+    function = getattr(reference, bench.name)
+
+    def run(case: Case, *inputs: Tensor) -> Tensor:
+        return function(*bench.arguments(case, *inputs))
+
+    call = Call(run, case, rounded, bench.features, CHANNELS_LAST, wide, device)
+    if mode == FORWARD:
+        return [call.forward()]
+    # The gradient that the contenders get is rounded to their dtype.
+    call.grad = _gradient_like(call.forward()).to(dtype).to(wide)
+    return list(call.training())
 
 
 def fault(results: Any, expected: list[Tensor], tolerance: float) -> str | None:
@@ -138,8 +142,9 @@ def _gradient_like(output: Tensor) -> Tensor:
 
 @contextmanager
 def _poisoned(enabled: bool) -> Any:
-    torch.use_deterministic_algorithms(enabled)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(enabled or before)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(False)
+        torch.use_deterministic_algorithms(before)

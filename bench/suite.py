@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -38,8 +38,10 @@ class Plan:
         only: keeps the cases that it is found in; searched in "op model shape mode".
         all_peers: the optional ones too.
         check_only: checks the numbers and times nothing.
+        tests_first: run the op's tests before.
         effort: how long to measure each case.
         clock: of the device.
+        red: why the tests of an op fail; nothing of such an op is timed.
     """
 
     device: str
@@ -48,8 +50,10 @@ class Plan:
     only: re.Pattern[str]
     all_peers: bool
     check_only: bool
+    tests_first: bool
     effort: Effort
     clock: Clock
+    red: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,9 @@ def compare(task: Task, plan: Plan) -> Comparison:
         traffic=bench.traffic(case, mode, dtype.itemsize),
         group=bench.group(case),
     )
+    if bench.name in plan.red:
+        result.reasons = {(OURS, layout): plan.red[bench.name] for layout in LAYOUTS}
+        return result
     expected = truth(bench, case, inputs, mode, dtype, plan.device)
     calls: dict[Key, Call] = {}
     for layout in LAYOUTS:

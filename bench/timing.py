@@ -39,7 +39,7 @@ class Effort:
     most_calls: int = 200
 
 
-QUICK = Effort(seconds=0.6, rounds=5, most_rounds=30, slow_rounds=2)
+QUICK = Effort(seconds=0.6, rounds=5, most_rounds=30, slow_rounds=1)
 FULL = Effort()
 
 

@@ -1,0 +1,63 @@
+"""`make gpu-check`, as far as a machine without a GPU can tell."""
+
+import sys
+
+import pytest
+import torch
+
+from bench import gpu_check
+from bench.gpu_check import Step
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+
+
+@NO_GPU
+def test_without_a_gpu_one_line_says_what_is_missing(capsys):
+    assert gpu_check.main([]) == 1
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.count("\n") == 1
+    assert told.err.startswith("gpu-check: torch ") and "CUDA" in told.err
+
+
+def test_dry_run_prints_every_command(capsys):
+    assert gpu_check.main(["--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "-m pytest -m gpu" in text
+    assert "compute-sanitizer --tool memcheck" in text.replace(str(gpu_check.SANITIZER.parent), "")
+    assert "-m bench --device cuda --suite ops --out bench/results/" in text
+    assert "-m bench --device cuda --suite model --out bench/results/" in text
+
+
+def test_the_printed_benchmark_commands_are_accepted(monkeypatch):
+    from bench import cli
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cli, "CudaClock", lambda: None)
+    monkeypatch.setattr(cli.Session, "run", lambda self: 0)
+    monkeypatch.setattr(cli, "_check_folder", lambda parser, folder: None)
+    commands = [step.command for step in gpu_check.steps("results") if "bench" in step.command]
+    assert len(commands) == 3
+    for command in commands:
+        assert cli.main(command[command.index("bench") + 1 :]) == 0
+
+
+def code(status: int) -> tuple[str, ...]:
+    return sys.executable, "-c", f"raise SystemExit({status})"
+
+
+def test_all_steps_run_and_any_failure_counts(capfd):
+    steps = [
+        Step("first", code(0)),
+        Step("second", code(3)),
+        Step("absent", ("no-such-program",), missing="there is none"),
+        Step("last", (*code(gpu_check.NO_TESTS), "pytest")),
+    ]
+    assert gpu_check._run(steps) == 1
+    summary = capfd.readouterr().out.split("== gpu-check\n")[1].splitlines()
+    assert summary == [
+        "first: ok",
+        "second: FAILED with status 3",
+        "absent: left out: there is none",
+        "last: FAILED: no test carries the marker gpu, so nothing was tested",
+    ]
+    assert gpu_check._run([steps[0], steps[2]]) == 0
