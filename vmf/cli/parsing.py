@@ -55,9 +55,10 @@ class Parser(jsonargparse.ArgumentParser):
             function: What the command calls.
             **groups: Title and the names of the parameters under it.
         """
-        names = set(inspect.signature(function).parameters)
+        names = inspect.signature(function).parameters
         for title, chosen in groups.items():
-            self.add_function_arguments(function, skip=names - set(chosen))
+            self.add_function_arguments(function, skip={n for n in names if n not in chosen})
+            assert self.groups is not None
             self.groups.pop(function.__name__).title = title
 
     def parse(self, arguments: Sequence[str], defaults: bool = True) -> dict[str, Any]:
@@ -77,9 +78,10 @@ class Parser(jsonargparse.ArgumentParser):
             raise UsageError(_readable(str(error))) from None
         return {k: v for k, v in values.items() if k not in ("config", "print_config")}
 
-    def format_help(self) -> str:
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         """The help text, with dashes in the names of options."""
-        return re.sub(r"--[a-z][\w.]*", lambda m: m[0].replace("_", "-"), super().format_help())
+        text = super().format_help(formatter)
+        return re.sub(r"--[a-z][\w.]*", lambda m: m[0].replace("_", "-"), text)
 
     def _plain(self, arguments: Sequence[str]) -> list[str]:
         """Underscores in names, and `true` after a yes-or-no option that has no value."""

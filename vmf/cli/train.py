@@ -1,11 +1,14 @@
 """`vmf train`."""
 
 import operator
+import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from vmf.cli.parsing import Parser, UsageError
 from vmf.training import Stopped, TrainConfig, resumed_config, train
+from vmf.training.checkpoint import STATE_FILE
 from vmf.training.config import FREE_ON_RESUME, GROUPS
 from vmf.training.distributed import is_first_process
 
@@ -57,6 +60,12 @@ def run(arguments: Sequence[str]) -> int:
             again = f"go on with: vmf train --resume {stop.folder}"
             print(f"vmf train: {stop}; {again}", file=sys.stderr)
         return 128 + stop.signal
+    except KeyboardInterrupt:
+        if is_first_process():
+            state = Path(config.resume or config.folder) / STATE_FILE
+            saved = f"; go on from the last save with: vmf train --resume {state.parent}"
+            print(f"vmf train: stopped{saved if state.exists() else ''}", file=sys.stderr)
+        return 128 + signal.SIGINT
     if not is_first_process():
         return 0
     best = "" if result.top1 is None else f", best top-1 {result.top1:.1%}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vmf.data import collate
+from vmf.data import EvalClips, TrainClips, collate
 from vmf.training.distributed import Ranks
 from vmf.training.mixing import seeded
 
@@ -67,7 +67,7 @@ class Replacing(Dataset):
     An item is a list: the errors met, as the data set words them, and last the clip.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: TrainClips) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -84,7 +84,7 @@ class Replacing(Dataset):
 
 
 def training_batches(
-    dataset: Dataset, sampler: ChunkSampler, workers: int, pin: bool
+    dataset: TrainClips, sampler: ChunkSampler, workers: int, pin: bool
 ) -> DataLoader:
     """Batches of clips as `vmf.data.collate` makes them, in the order of `sampler`."""
     return DataLoader(
@@ -98,7 +98,7 @@ def training_batches(
 
 
 def evaluation_batches(
-    dataset: Dataset, batch_size: int, ranks: Ranks, workers: int, pin: bool
+    dataset: EvalClips, batch_size: int, ranks: Ranks, workers: int, pin: bool
 ) -> DataLoader:
     """Every item of `dataset` once, over all processes, in order."""
     return DataLoader(

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import vmf
+from vmf import VideoMobileFormer
 from vmf.data import ClipSpec
 from vmf.training.tensors import is_kind, read_record, read_tensors, write_tensors
 
@@ -33,14 +34,14 @@ class Weights:
         info: Everything else that was recorded: step, epoch, metrics, the training settings.
     """
 
-    model: nn.Module
+    model: VideoMobileFormer
     classes: list[str]
     clip: ClipSpec
     info: dict[str, Any] = field(default_factory=dict)
 
 
 def save_weights(
-    path: str | Path, model: nn.Module, classes: list[str], clip: ClipSpec, **info: Any
+    path: str | Path, model: VideoMobileFormer, classes: list[str], clip: ClipSpec, **info: Any
 ) -> Path:
     """Writes a network that `load_weights`, `vmf eval`, `vmf predict` and `vmf export` can use.
 
@@ -93,7 +94,7 @@ def find_weights(path: str | Path) -> Path:
     raise ValueError(f"{path}: no weights in this folder (best.safetensors or last.safetensors)")
 
 
-def load_exactly(model: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
+def load_exactly(model: VideoMobileFormer, tensors: dict[str, Tensor], path: str | Path) -> None:
     """`load_state_dict` whose error is one line.
 
     Raises:
@@ -116,7 +117,7 @@ def load_exactly(model: nn.Module, tensors: dict[str, Tensor], path: str | Path)
     model.load_state_dict(tensors)
 
 
-def initial_weights(model_record: dict[str, Any], path: str | Path) -> nn.Module:
+def initial_weights(model_record: dict[str, Any], path: str | Path) -> VideoMobileFormer:
     """A network that starts from the weights of a file.
 
     Args:
@@ -148,8 +149,8 @@ def initial_weights(model_record: dict[str, Any], path: str | Path) -> nn.Module
 
 def save_state(
     folder: Path,
-    model: nn.Module,
-    ema: nn.Module | None,
+    model: VideoMobileFormer,
+    ema: VideoMobileFormer | None,
     optimizer: torch.optim.Optimizer,
     record: dict[str, Any],
 ) -> None:
@@ -182,7 +183,10 @@ def read_state_record(folder: Path) -> dict[str, Any]:
 
 
 def load_state(
-    folder: Path, model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer
+    folder: Path,
+    model: VideoMobileFormer,
+    ema: VideoMobileFormer | None,
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     """Puts back what `save_state` wrote.
 

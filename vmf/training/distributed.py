@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -66,7 +67,8 @@ def distributed(model: nn.Module) -> DistributedDataParallel:
     # torch 2.13 renames the option.
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(model, **{name: False})
+    options: dict[str, Any] = {name: False}
+    return DistributedDataParallel(model, **options)
 
 
 def is_first_process() -> bool:
@@ -95,11 +97,10 @@ def processes(device: str = "auto") -> Iterator[Ranks]:
     joined = dist.is_initialized()
     if not joined:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), chosen)
-    finally:
-        if not joined:
-            dist.destroy_process_group()
+    yield Ranks(dist.get_rank(), dist.get_world_size(), chosen)
+    # Not after an error: the others may be waiting for this process, and leaving waits for them.
+    if not joined:
+        dist.destroy_process_group()
 
 
 def pick_device(device: str = "auto", index: int = 0) -> torch.device:

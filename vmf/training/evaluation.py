@@ -160,8 +160,14 @@ def evaluate(
             errors,
         )
         if out is not None and ranks.first:
-            settings = {"weights": str(weights), "data": str(data), "split": split}
-            settings |= {"list": list_file and str(list_file), "views": views, "crops": crops}
+            settings = {
+                "weights": str(weights),
+                "data": str(data),
+                "split": split,
+                "list_file": list_file and str(list_file),
+                "views": views,
+                "crops": crops,
+            }
             write_result(Path(out), result, settings)
         return result
 

@@ -1,11 +1,13 @@
 """Ctrl-C and SIGTERM that wait for the step to end, so that a run stops where it can go on."""
 
+import os
 import signal
 import threading
 import time
 from types import FrameType
+from typing import Any
 
-from vmf.training.distributed import Ranks
+from vmf.training.distributed import Ranks, is_first_process
 
 
 class Stopped(Exception):
@@ -33,7 +35,7 @@ class StopRequest:
         self.signal: int | None = None
         self.agreed = False
         self._since = 0.0
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         # Python delivers signals to the main thread alone and lets no other install handlers.
@@ -55,5 +57,8 @@ class StopRequest:
         # comes in the same second is the same wish.
         if self.signal is not None and time.monotonic() - self._since > 1.0:
             raise KeyboardInterrupt
+        if self.signal is None and is_first_process():
+            # Not print(): a handler may run in the midst of one.
+            os.write(2, b"\nstopping at the end of this step; once more stops at once\n")
         self.signal = number
         self._since = time.monotonic()

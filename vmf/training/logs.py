@@ -140,7 +140,7 @@ class Logs:
             self._events.close()
 
     def _write(self, step: int, epoch: float, group: str, values: dict[str, float]) -> None:
-        if not self.first:
+        if self._csv is None:
             return
         self._csv.write(step=step, epoch=f"{epoch:.6g}", **values)
         if self._events is not None:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vmf import VideoMobileFormer
+from vmf.data import EvalClips
 from vmf.training.batches import ChunkSampler, evaluation_batches, training_batches
 from vmf.training.checkpoint import load_state, save_state, save_weights
 from vmf.training.config import TrainConfig
@@ -132,11 +134,12 @@ class _Run:
         self.steps_per_epoch = len(self.clips.train) // config.batch_size
         self.total = self.steps_per_epoch * config.epochs
         precision = pick_precision(config.precision, ranks.device)
-        self.model = make_model(config, self.clips).to(ranks.device).train()
+        self.model = make_model(config, self.clips).to(ranks.device)
+        self.model.train()
         if config.sync_batch_norm and ranks.world > 1:
             if ranks.device.type != "cuda":
                 raise ValueError(f"sync_batch_norm: needs CUDA devices (got {ranks.device})")
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # in place
         self.optimizer = make_optimizer(self.model, config.lr, config.weight_decay, config.betas)
         self.ema = Ema(self.model, config.ema) if config.ema else None
         self.progress = _Progress()
@@ -302,16 +305,16 @@ class _Run:
         line = f"epoch {done:3d}/{config.epochs}  loss {progress.epoch_loss:.4f}"
         due = done % config.eval_every == 0 or done == config.epochs
         if self.clips.validation is not None and due:
-            line += self._validate(done)
+            line += self._validate(self.clips.validation, done)
         rate = self.logs.clips_per_second("epoch")
         self.logs.say(f"{line}  {rate:.1f} clips/s")
 
-    def _validate(self, epochs: int) -> str:
+    def _validate(self, validation: EvalClips, epochs: int) -> str:
         """Validates, keeps the weights if they are the best, and words the result."""
         config, ranks, progress = self.config, self.ranks, self.progress
         size = max(1, config.batch_size // (config.accumulate * ranks.world))
         batches = evaluation_batches(
-            self.clips.validation, size, ranks, self.workers, ranks.device.type == "cuda"
+            validation, size, ranks, self.workers, ranks.device.type == "cuda"
         )
         scores, errors = score(
             self._kept(), batches, len(self.clips.classes), ranks, self.stepper.precision, size
@@ -330,7 +333,7 @@ class _Run:
             f"  (best {progress.best[0]:.1%})"
         )
 
-    def _kept(self) -> nn.Module:
+    def _kept(self) -> VideoMobileFormer:
         """The weights to validate, keep and use."""
         return self.model if self.ema is None else self.ema.model
 

@@ -2,9 +2,12 @@
 
 import copy
 from collections.abc import Iterable
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -20,7 +23,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     Returns:
         Two groups for a torch optimizer; an empty one is left out.
     """
-    spared = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    named = getattr(model, "no_weight_decay", set)
+    spared = set(named())
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -44,12 +48,10 @@ def make_optimizer(
     """
     on_cuda = next(model.parameters()).device.type == "cuda"
     speed = {"fused": True} if on_cuda else {"foreach": True}
-    return torch.optim.AdamW(
-        parameter_groups(model, weight_decay), lr=lr, betas=tuple(betas), **speed
-    )
+    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas, **speed)
 
 
-class Ema:
+class Ema(Generic[Network]):
     """Exponential moving average of a model's parameters and floating-point buffers.
 
     Args:
@@ -58,8 +60,9 @@ class Ema:
             (1 + steps) / (10 + steps), so that the random start is soon forgotten.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: Network, decay: float) -> None:
+        self.model = copy.deepcopy(model)
+        self.model.eval().requires_grad_(False)
         self.decay = decay
 
     @torch.no_grad()

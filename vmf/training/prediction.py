@@ -98,6 +98,7 @@ def _picture_names(attention: str | Path | None, files: Sequence[str | Path]) ->
     target = Path(attention)
     if len(files) == 1:
         return [target]
+    names: list[Path | None]
     names = [target.with_name(f"{target.stem}-{Path(f).stem}{target.suffix}") for f in files]
     if len(set(names)) == len(names):
         return names

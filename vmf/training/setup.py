@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
 
 import vmf
+from vmf import VideoMobileFormer
 from vmf.data import ClipSpec, EvalClips, TrainClips
 from vmf.training.checkpoint import STATE_FILE, initial_weights, read_state_record
 from vmf.training.config import TrainConfig
@@ -48,6 +48,7 @@ def make_clips(config: TrainConfig) -> Clips:
         ValueError: A folder, list or class is missing, empty or unknown, or there are fewer clips
             than a batch takes.
     """
+    assert config.data is not None  # TrainConfig.check has seen to it
     default_clip = _built(vmf.create_model, config.model, 0, **config.overrides).default_clip
     spec = config.clip_spec(default_clip)
     samples, classes = training_videos(
@@ -66,7 +67,7 @@ def make_clips(config: TrainConfig) -> Clips:
     return Clips(train, validation, classes, spec, _fingerprint(samples, Path(config.data)))
 
 
-def make_model(config: TrainConfig, clips: Clips) -> nn.Module:
+def make_model(config: TrainConfig, clips: Clips) -> VideoMobileFormer:
     """The network of a run with its first weights, on the CPU.
 
     Raises:

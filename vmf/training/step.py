@@ -1,7 +1,7 @@
 """One optimizer step: chunks forward and backward, gradients clipped, weights moved."""
 
-import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -63,10 +63,7 @@ class Stepper:
         parts = self.config.accumulate
         losses = []
         for part, (clip, label) in zip(range(parts), chunks, strict=False):
-            # Gradients are averaged over processes once, with the last part.
-            last = part == parts - 1
-            wait = isinstance(self.model, DistributedDataParallel) and not last
-            with self.model.no_sync() if wait else contextlib.nullcontext():
+            with nullcontext() if part == parts - 1 else self._no_sync():
                 loss = self._loss(step, part * self.ranks.world + self.ranks.rank, clip, label)
                 self.scaler.scale(loss / parts).backward()
             losses.append(loss.detach())
@@ -77,6 +74,12 @@ class Stepper:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return torch.stack(losses).mean(), norm.float()
+
+    def _no_sync(self) -> AbstractContextManager:
+        """Gradients are averaged over processes once, with the last part of a batch."""
+        if isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return nullcontext()
 
     def _loss(self, step: int, chunk: int, clip: Tensor, label: Tensor) -> Tensor:
         config = self.config

@@ -86,8 +86,7 @@ def _checksum(tensors: dict[str, Tensor]) -> int:
     value = 0
     for name in sorted(tensors):
         value = zlib.crc32(name.encode(), value)
-        data = tensors[name].reshape(-1).view(torch.uint8).numpy()
-        value = zlib.crc32(memoryview(data), value)
+        value = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, value)
     return value
 
 
