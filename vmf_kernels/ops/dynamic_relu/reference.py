@@ -24,11 +24,16 @@ def dynamic_relu_backward(
     grad_features = (g1 * s1 + g2 * s2).to(features.dtype)
     return (
         to_layout(grad_features, is_channels_last(features)),
-        (g1 * x).flatten(2).sum(2).to(a1.dtype),
-        (g2 * x).flatten(2).sum(2).to(a2.dtype),
+        _gather(g1 * x).to(a1.dtype),
+        _gather(g2 * x).to(a2.dtype),
     )
 
 
 def _spread(a: Tensor, x: Tensor) -> Tensor:
     """(B, C) as (B, C, 1, ...), one 1 for each spatial dimension of x."""
     return widen(a).reshape(*a.shape, *[1] * (x.dim() - 2))
+
+
+def _gather(x: Tensor) -> Tensor:
+    """Sums (B, C, *spatial) over its spatial dimensions, of which there may be none."""
+    return x.unsqueeze(-1).flatten(2).sum(2)

@@ -36,13 +36,14 @@ def few_query_attention_backward(
     """Gradients of the query and of the features; the probabilities come back from `lse`.
 
     The features have two roles, keys and values: their gradient is the sum
-    `p^T g + (p (g x^T - (g . out))) ^T q scale`.
+    `p^T g + (p (g x^T - (g . out))) ^T q scale`. What g . out is comes from p: `output` is rounded
+    to 16 bits, and a large scale would magnify that.
     """
     q, x = _heads(query, features, num_heads)
     g, _ = _heads(grad_output, features, num_heads)
-    out, _ = _heads(output, features, num_heads)
     p = torch.exp(q @ x.mT * scale - lse.unsqueeze(-1))
-    grad_scores = p * (g @ x.mT - (g * out).sum(-1, keepdim=True)) * scale
+    grad_p = g @ x.mT
+    grad_scores = p * (grad_p - (grad_p * p).sum(-1, keepdim=True)) * scale
     grad_query = (grad_scores @ x).transpose(1, 2).reshape(query.shape)
     grad_x = p.mT @ g + grad_scores.mT @ q  # (B, heads, n, C / heads)
     grad_features = grad_x.transpose(2, 3).reshape(features.shape)

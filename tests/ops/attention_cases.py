@@ -1,0 +1,119 @@
+"""Shapes of the two attentions, their tensors, and PyTorch's own attention as truth and peer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.ops.compare import assert_accurate, gradients, in_dtype, widened
+
+
+@dataclass(frozen=True)
+class Attention:
+    name: str
+    tokens: int = 6
+    channels: int = 12
+    heads: int = 2
+    spatial: tuple[int, ...] = (3, 4, 5)
+    batch: int = 2
+    scale: float | None = None
+    residual: bool = True
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def factor(self) -> float:
+        return (self.channels / self.heads) ** -0.5 if self.scale is None else self.scale
+
+    def normal(self, dtype: torch.dtype, *shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64).to(dtype)
+
+    def features(self, dtype: torch.dtype) -> Tensor:
+        return self.normal(dtype, self.batch, self.channels, *self.spatial)
+
+    def token_values(self, dtype: torch.dtype) -> Tensor:
+        return self.normal(dtype, self.batch, self.tokens, self.channels)
+
+
+CASES = [
+    Attention("one_token", tokens=1),
+    Attention("tokens_5", tokens=5),
+    Attention("tokens_8", tokens=8),
+    Attention("tokens_9", tokens=9),
+    Attention("tokens_64", tokens=64),
+    Attention("tokens_65_beyond_the_fast_path", tokens=65),
+    Attention("tokens_200", tokens=200),
+    Attention("one_position", spatial=(1, 1, 1)),
+    Attention("positions_2", spatial=(2,)),
+    Attention("positions_15", spatial=(3, 5)),
+    Attention("positions_17_in_a_row", spatial=(17,)),
+    Attention("positions_1021", spatial=(1021,)),
+    Attention("one_head", heads=1),
+    Attention("a_head_per_channel", heads=12),
+    Attention("odd_width_of_a_head", channels=15, heads=3),
+    Attention("width_1", channels=1, heads=1),
+    Attention("width_7", channels=7, heads=1),
+    Attention("width_17_of_two_heads", channels=34),
+    Attention("width_128", channels=128, heads=1, spatial=(2, 3, 4)),
+    Attention("batch_1", batch=1),
+    Attention("batch_0", batch=0),
+    Attention("scale_0", scale=0.0),
+    Attention("scale_negative", scale=-1.5),
+    Attention("scale_large", scale=10.0),
+    Attention("no_residual", residual=False),
+    Attention("spatial_1d", spatial=(23,)),
+    Attention("spatial_2d", spatial=(4, 6)),
+    Attention("spatial_4d", spatial=(2, 3, 2, 3)),
+    Attention("as_in_vmf_151m", channels=16, spatial=(4, 14, 14)),
+]
+
+
+def heads(x: Tensor, count: int) -> Tensor:
+    """(B, length, C) as (B, heads, length, C / heads)."""
+    return x.unflatten(2, (count, -1)).transpose(1, 2)
+
+
+def few_query(case: Attention, query: Tensor, features: Tensor) -> Tensor:
+    """PyTorch's own attention from query to features."""
+    x = heads(features.flatten(2).transpose(1, 2), case.heads)
+    output = F.scaled_dot_product_attention(heads(query, case.heads), x, x, scale=case.factor)
+    return output.transpose(1, 2).flatten(2)
+
+
+def few_key(case: Attention, features: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """PyTorch's own attention from features to tokens, plus the features."""
+    x = heads(features.flatten(2).transpose(1, 2), case.heads)
+    k, v = heads(key, case.heads), heads(value, case.heads)
+    output = F.scaled_dot_product_attention(x, k, v, scale=case.factor)
+    output = output.transpose(1, 2).flatten(2).transpose(1, 2).reshape(features.shape)
+    return features + output if case.residual else output
+
+
+def check(
+    case: Attention,
+    function: Callable[..., Tensor],
+    pytorch: Callable[..., Tensor],
+    inputs: list[Tensor],
+    layout: str,
+) -> list[Tensor]:
+    """Output and gradients of `function` obey the error rule; returns them."""
+    dtype = inputs[0].dtype
+    output = function(*inputs)
+    grad_output = torch.randn(output.shape, dtype=torch.float64).to(dtype)
+    ours = gradients(function, inputs, grad_output)
+    truth = gradients(pytorch, in_dtype(inputs, torch.float64), grad_output.double())
+    wide = widened(dtype)
+    peers = gradients(pytorch, in_dtype(inputs, wide), grad_output.to(wide))
+    names = ["output", *(f"gradient {i}" for i in range(len(inputs)))]
+    # Scores are rounded, and their errors multiply everything that comes after the softmax. The
+    # truth itself may be 0 where terms cancel.
+    largest = [x.abs().max().item() if x.numel() else 0.0 for x in (*inputs, *truth)]
+    scores = case.channels / case.heads * abs(case.factor) * max(largest[: len(inputs)]) ** 2
+    scale = max(1.0, *largest) * (1 + scores)
+    for name, a, t, p in zip(names, ours, truth, in_dtype(peers, dtype), strict=True):
+        assert a.dtype == dtype
+        assert_accurate(a, t, p, scale, f"{name} of {case} in {dtype}, {layout}")
+    return ours

@@ -1,0 +1,106 @@
+"""few_query_attention: numbers of both roads, the public function and the operator."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import vmf_kernels
+from tests.ops import attention_cases
+from tests.ops.attention_cases import CASES, Attention, check
+from tests.ops.compare import DTYPES, gradients
+from tests.ops.layouts import DENSE, LAYOUTS, is_dense
+from vmf_kernels.ops.few_query_attention import library
+
+Function = Callable[[Tensor, Tensor], Tensor]
+
+
+def functions(case: Attention) -> dict[str, Function]:
+    return {
+        "public": lambda q, x: vmf_kernels.few_query_attention(q, x, case.heads, case.scale),
+        "operator": lambda q, x: library.few_query_attention(q, x, case.heads, case.factor)[0],
+    }
+
+
+@pytest.mark.parametrize("road", ["public", "operator"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_numbers(case: Attention, road: str) -> None:
+    for dtype in DTYPES:
+        query, features = case.token_values(dtype), case.features(dtype)
+        for layout, lay in DENSE.items():
+            inputs = [query, lay(features)]
+            check(
+                case,
+                functions(case)[road],
+                lambda q, x: attention_cases.few_query(case, q, x),
+                inputs,
+                layout,
+            )
+
+
+@pytest.mark.parametrize("road", ["public", "operator"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_strides(layout: str, road: str) -> None:
+    case = Attention("strides", spatial=(3, 4, 5))
+    query, features = case.token_values(torch.float32), case.features(torch.float32)
+    run = functions(case)[road]
+    plain = gradients(run, [query, features], torch.ones_like(query))
+    expanded = torch.ones(()).expand(query.shape)
+    strange = gradients(run, [LAYOUTS[layout](query), LAYOUTS[layout](features)], expanded)
+    for a, b in zip(strange, plain, strict=True):
+        torch.testing.assert_close(a, b)
+    assert strange[0].is_contiguous()
+
+
+@pytest.mark.parametrize("road", ["public", "operator"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_scores_of_ten_thousand(dtype: torch.dtype, road: str) -> None:
+    """Softmax of scores from -12800 to 12800: exact, one position takes all."""
+    case = Attention("huge", tokens=3, channels=8, heads=1, spatial=(7,), scale=1.0)
+    query = torch.full((2, 3, 8), 40.0, dtype=dtype)
+    query[:, 1] *= -1
+    levels = torch.tensor([-40, 10, 40, 20, 0, -20, 39], dtype=dtype)
+    features = levels.expand(2, 8, 7).contiguous()
+    run = functions(case)[road]
+    output, grad_query, grad_features = gradients(run, [query, features], torch.ones_like(query))
+    assert torch.equal(output[:, 0], torch.full((2, 8), 40.0, dtype=dtype))
+    assert torch.equal(output[:, 1], torch.full((2, 8), -40.0, dtype=dtype))
+    assert grad_query.isfinite().all()
+    assert grad_features.isfinite().all()
+
+
+@pytest.mark.parametrize("road", ["public", "operator"])
+def test_scores_beyond_float16(road: str) -> None:
+    case = Attention("huge", tokens=2, channels=16, heads=1, spatial=(3,), scale=1.0)
+    query = torch.full((1, 2, 16), 200.0, dtype=torch.float16)
+    features = torch.tensor([100.0, 200.0, -200.0], dtype=torch.float16).expand(1, 16, 3)
+    output = functions(case)[road](query, features)
+    assert torch.equal(output, torch.full_like(query, 200.0))
+
+
+def test_equal_positions_share_equally() -> None:
+    features = torch.ones(1, 4, 2, 3, 5) * torch.arange(4.0).view(1, 4, 1, 1, 1)
+    output = vmf_kernels.few_query_attention(torch.randn(1, 3, 4), features, 2)
+    torch.testing.assert_close(output, torch.arange(4.0).expand(1, 3, 4))
+
+
+def test_log_sum_exp_is_saved_in_float32_or_wider() -> None:
+    case = Attention("saved")
+    for dtype in DTYPES:
+        query, features = case.token_values(dtype), case.features(dtype)
+        _, lse = library.few_query_attention(query, features, case.heads, case.factor)
+        assert lse.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        q, x = (attention_cases.heads(t.double(), 2) for t in (query, features.flatten(2).mT))
+        truth = torch.logsumexp(q @ x.mT * case.factor, -1)
+        torch.testing.assert_close(lse.double(), truth, atol=1e-5, rtol=1e-5)
+
+
+def test_gradient_keeps_the_format_of_the_features() -> None:
+    case = Attention("format")
+    for layout, lay in DENSE.items():
+        features = lay(case.features(torch.float32))
+        query = case.token_values(torch.float32)
+        run = functions(case)["operator"]
+        _, _, grad = gradients(run, [query, features], torch.ones_like(query))
+        assert is_dense(grad, layout)
