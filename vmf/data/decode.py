@@ -185,8 +185,9 @@ class _Converter:
         if self.size is None:
             self.size = shrunk_size(frame.width, frame.height, self.short_side)
         width, height = self.size
+        # A thread per core, PyAV's default, costs small frames five times what it saves.
         rgb = self.reformatter.reformat(
-            frame, width, height, "rgb24", interpolation=Interpolation.BILINEAR
+            frame, width, height, "rgb24", interpolation=Interpolation.BILINEAR, threads=1
         )
         return rgb.to_ndarray()
 
