@@ -86,7 +86,7 @@ def always(*prepared: Any) -> None:
     """The predicate of a backend that runs every call."""
 
 
-def cpu_cannot_run(tensor: Any) -> Exception | None:
+def cpu_cannot_run(tensor: Any, *rest: Any) -> Exception | None:
     """What every kernel of the C++ backend needs: the extension, and a CPU tensor."""
     if not tensor.is_cpu:
         return NotImplementedError(f"it runs on the CPU (got a tensor on {tensor.device})")

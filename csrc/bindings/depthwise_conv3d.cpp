@@ -5,14 +5,11 @@
 
 #include <optional>
 #include <tuple>
-#include <vector>
 
 #include "bindings/tensor.h"
 
 namespace vmf::bindings {
 namespace {
-
-using Ints = std::vector<int64_t>;
 
 // The shape of the whole problem from those of its parts; refuses parts that do not fit.
 DepthwiseConv3dShape make_shape(const Ints& input, int64_t out_channels, const Ints& kernel,
@@ -45,11 +42,6 @@ DepthwiseConv3dShape make_shape(const Ints& input, int64_t out_channels, const I
     shape.dilation[i] = dilation[i];
   }
   return shape;
-}
-
-Ints sizes_of(const Tensor& tensor) {
-  const auto sizes = tensor.sizes();
-  return {sizes.begin(), sizes.end()};
 }
 
 // Sizes of a (mC, 1, kT, kH, kW) weight.
@@ -141,9 +133,7 @@ std::tuple<Tensor, Tensor> grad_weight(Tensor grad_output, Tensor input, Ints ke
   input = dense(input, channels_last);
   Tensor weight = empty(input, Ints{channels, 1, kernel_size[0], kernel_size[1], kernel_size[2]});
   Tensor bias = empty(input, Ints{channels});
-  const Ints scratch_size{depthwise_conv3d_grad_weight_scratch(shape)};
-  Tensor scratch = torch::stable::empty(scratch_size, torch::headeronly::ScalarType::Byte,
-                                        std::nullopt, input.device());
+  Tensor scratch = bytes(input, depthwise_conv3d_grad_weight_scratch(shape));
   const void* g = grad_output.const_data_ptr();
   const void* x = input.const_data_ptr();
   void* partial = scratch.mutable_data_ptr();

@@ -4,10 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
-from vmf_kernels.backends import Backend, Op, always
+from vmf_kernels.backends import Backend, Op, always, cpu_cannot_run
 from vmf_kernels.checks import autocast, check_tensors
-from vmf_kernels.ops.dynamic_relu import library as library
-from vmf_kernels.ops.dynamic_relu import reference
+from vmf_kernels.ops.dynamic_relu import library, reference
 
 NAME = "dynamic_relu"
 
@@ -45,4 +44,11 @@ def _prepare(features: Tensor, a1: Tensor, a2: Tensor) -> tuple[Any, ...]:
     return features, a1, a2
 
 
-OP = Op(NAME, _prepare, (Backend("reference", always, reference.dynamic_relu),))
+OP = Op(
+    NAME,
+    _prepare,
+    (
+        Backend("cpu", cpu_cannot_run, library.dynamic_relu),
+        Backend("reference", always, reference.dynamic_relu),
+    ),
+)
