@@ -51,6 +51,9 @@ def op_report(op: str, results: list[Comparison], roofline: Roofline) -> str:
     for mode, dtype in _distinct((r.mode, r.dtype) for r in results):
         chosen = [r for r in results if (r.mode, r.dtype) == (mode, dtype)]
         parts.append(f"### {op}: {mode}, {dtype}")
+        if not any(r.wrong or r.times.seconds for r in chosen):
+            parts.append(f"The numbers of ours are right in all {len(chosen)} rows.")
+            continue
         parts.append(_times_table(chosen, roofline))
         parts += _means(chosen)
     parts += _absent(results)

@@ -39,7 +39,7 @@ class Effort:
     most_calls: int = 200
 
 
-QUICK = Effort(seconds=0.6, rounds=5, most_rounds=30, slow_rounds=1)
+QUICK = Effort(seconds=0.6, rounds=5, most_rounds=30, slow_rounds=2)
 FULL = Effort()
 
 
@@ -116,28 +116,32 @@ def interleave(
         contenders: what to call, by any key.
         clock: `cpu_clock` or a `CudaClock`.
         effort: how long.
-        rivals: those that the slow ones are measured by; all if empty.
+        rivals: those of which the slow ones may leave; all if empty. The others stay to the end.
     """
     times: Times[Key] = Times({key: [] for key in contenders})
-    first = {key: clock(work, 1) for key, work in contenders.items()}
-    calls = {
-        key: min(effort.most_calls, max(1, math.ceil(effort.sample_seconds / s)))
-        for key, s in first.items()
-    }
-    limit = effort.slow_factor * min(first[key] for key in rivals or contenders)
+    may_leave = set(rivals or contenders)
+    # The quickest so far, in a machine that only ever makes things slower.
+    least = {key: clock(work, 1) for key, work in contenders.items()}
     start = time.perf_counter()
     for done in range(effort.most_rounds):
         if done >= effort.rounds and time.perf_counter() - start > effort.seconds:
             break
+        limit = effort.slow_factor * min(least[key] for key in may_leave)
         keys = list(contenders)
         # Nobody always follows the same neighbour's leftovers in the caches.
         turn = done % len(keys)
         for key in keys[turn:] + keys[:turn]:
-            if done < effort.slow_rounds or first[key] <= limit:
-                # The call before absorbs the change of threads and data from the one before.
-                if calls[key] > 1:
-                    contenders[key]()
-                times.seconds[key].append(clock(contenders[key], calls[key]))
+            has_left = len(times.seconds[key]) < done
+            too_slow = done >= effort.slow_rounds and least[key] > limit
+            if (has_left or too_slow) and key in may_leave:
+                continue
+            calls = math.ceil(effort.sample_seconds / max(least[key], 1e-9))
+            calls = min(effort.most_calls, max(1, calls))
+            # The call before absorbs the change of threads and data from the one before.
+            if calls > 1:
+                contenders[key]()
+            times.seconds[key].append(clock(contenders[key], calls))
+            least[key] = min(least[key], times.seconds[key][-1])
     return times
 
 
