@@ -411,3 +411,12 @@ def test_export_and_bench_name_a_wrong_option(weights, tmp_path, fails):
     fails("bench", "--batch-size", "1", says=("batch_size: must be at least 2 (got 1)",))
     fails("models", "--num-classes", "x", says=("num_classes", "x"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("package", ["jsonargparse", "av"])
+def test_a_package_that_is_not_installed_is_named(package, fails, monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    monkeypatch.setattr("vmf.cli.main.importlib.import_module", missing)
+    fails("train", says=(f"needs the Python package {package}: pip install",))

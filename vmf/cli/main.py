@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from vmf.cli.parsing import UsageError
+from vmf.cli.errors import UsageError
 
 COMMANDS = {
     "train": "train a network on a folder or list of videos",
@@ -61,6 +61,13 @@ def _run(name: str, arguments: list[str]) -> int:
         return module.run(arguments) or 0
     except UsageError as error:
         return _complain(command, f"{error} (see {command} --help)")
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "vmf", "vmf_kernels"):
+            raise
+        return _complain(
+            command, f"needs the Python package {package}: pip install 'vmf-kernels[vmf]'"
+        )
     except KeyboardInterrupt:
         return _complain(command, "stopped", code=128 + signal.SIGINT)
     except BrokenPipeError:

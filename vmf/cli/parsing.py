@@ -8,9 +8,7 @@ from typing import Any
 
 import jsonargparse
 
-
-class UsageError(ValueError):
-    """The command line or a config file is not what the command takes."""
+from vmf.cli.errors import UsageError
 
 
 class _Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):

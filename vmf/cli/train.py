@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmf.cli.parsing import Parser, UsageError
+from vmf.cli.errors import UsageError
+from vmf.cli.parsing import Parser
 from vmf.training import Stopped, TrainConfig, resumed_config, train
 from vmf.training.checkpoint import STATE_FILE
 from vmf.training.config import FREE_ON_RESUME, GROUPS
