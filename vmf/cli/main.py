@@ -25,7 +25,8 @@ Video Mobile-Former: train, evaluate and use light video classifiers.
 commands:
 {commands}
 
-vmf COMMAND --help explains a command and its options.
+vmf COMMAND --help explains a command and its options. A mistake is answered by one line and exit
+code 2; with VMF_TRACEBACK=1 in the environment, by the whole traceback.
 
 example: a folder with train/CLASS/*.mp4 and val/CLASS/*.mp4 becomes a classifier
   vmf train --data clips --epochs 30 --out runs/first
