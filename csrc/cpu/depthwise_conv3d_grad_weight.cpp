@@ -10,15 +10,12 @@
 #include "depthwise_conv3d.h"
 #include "depthwise_conv3d_lanes.h"
 #include "depthwise_conv3d_plan.h"
+#include "depthwise_conv3d_prefetch.h"
 #include "depthwise_conv3d_sums.h"
 
 namespace vmf {
 namespace VMF_ISA {
 namespace {
-
-int64_t greatest_common_divisor(int64_t a, int64_t b) {
-  return b == 0 ? a : greatest_common_divisor(b, a % b);
-}
 
 struct SumsPlan {
   explicit SumsPlan(const Shape& s)
@@ -30,33 +27,28 @@ struct SumsPlan {
                              larger(w.to, 1))),
         columns(w, tile.tiles * tile.columns - w.to),
         channels(s.channels * s.multiplier),
-        lanes(s.batch * channels) {
-    if (w.to == 0) lanes = 0;
-    blocks = ceil_div(lanes, kBlock);
-    // Blocks that far apart hold the same channels in the same lanes, of other samples.
-    period = channels == 0 ? 1 : channels / greatest_common_divisor(channels, kBlock);
-    period = larger(1, smaller(period, blocks));
-    const int64_t repeats = ceil_div(blocks, period);
-    // Blocks with the same channels share their sums where that leaves items enough.
-    constexpr int64_t kBlocks = 64;
-    groups = smaller(repeats, ceil_div(kBlocks, period));
-    const int64_t column_bytes = kBlock * (s.dtype == DType::f64 ? 8 : 4);
-    const int64_t work = lanes * volume(s.output) * volume(s.kernel);
-    split = choose_split(blocks == 0 ? 0 : period * groups, s.channels_last ? period : 1, t, h,
-                         columns.width * column_bytes, work);
-  }
+        split(w.to > 0 ? s.batch : 0, channels, s.channels_last, t, h,
+              (t.span(1) * columns.width + tile.tiles * tile.columns) * kBlock *
+                  (s.dtype == DType::f64 ? 8 : 4),
+              s.batch * channels * volume(s.output) * volume(s.kernel), true) {}
 
   Axis t, h, w;
   Columns plain;  // as the row is
   SumTile tile;
   Columns columns;  // with the gradient's row filled up to whole tiles
-  int64_t channels, lanes;
-  int64_t blocks, period, groups;
+  int64_t channels;
   Split split;
 };
 
-// An item's sums are [part][tap, then the bias][lane], a part being one vector of the block's lanes.
-int64_t sums_size(const Shape& s) { return (volume(s.kernel) + 1) * kBlock; }
+// A vector's sums are [tap, then the bias][lane], an item's those of the vectors of a group.
+template <typename Real>
+int64_t vector_sums(const Shape& s) {
+  return (volume(s.kernel) + 1) * kLanes<Real>;
+}
+
+int64_t item_sums(const Shape& s, const SumsPlan& plan) {
+  return (volume(s.kernel) + 1) * kBlock * plan.split.group_size();
+}
 
 template <typename T>
 class Summer {
@@ -66,41 +58,48 @@ class Summer {
   Summer(const Shape& shape, const SumsPlan& plan, const T* grad, const T* input, Real* scratch)
       : shape_(shape),
         plan_(plan),
-        grad_(grad),
-        input_(input),
         scratch_(scratch),
-        grad_strides_(activation_strides(plan.channels, plan.t.to, plan.h.to, plan.w.to,
-                                         shape.channels_last)),
-        input_strides_(activation_strides(shape.channels, plan.t.from, plan.h.from, plan.w.from,
-                                          shape.channels_last)),
+        grad_columns_(plan.tile.tiles * plan.tile.columns),
+        grad_(grad,
+              activation_strides(plan.channels, plan.t.to, plan.h.to, plan.w.to,
+                                 shape.channels_last),
+              shape.channels_last, plan.w.to, 0, grad_columns_, plan.split.group_size() * kParts),
+        input_(input,
+               activation_strides(shape.channels, plan.t.from, plan.h.from, plan.w.from,
+                                  shape.channels_last),
+               shape.channels_last, plan.w.from, plan.columns.left, plan.columns.width,
+               plan.split.group_size() * kParts),
+        next_grad_(grad,
+                   activation_strides(plan.channels, plan.t.to, plan.h.to, plan.w.to,
+                                      shape.channels_last),
+                   shape.channels_last, plan.channels, plan.w.to,
+                   plan.split.group_size() * kBlock),
+        next_input_(input,
+                    activation_strides(shape.channels, plan.t.from, plan.h.from, plan.w.from,
+                                       shape.channels_last),
+                    shape.channels_last, shape.channels, plan.w.from,
+                    plan.split.group_size() * kBlock),
         frames_(plan.t.span(1)),
         row_size_(plan.columns.width * kCount),
-        frame_size_(plan.h.span(plan.split.h_size) * row_size_),
-        grad_row_size_(plan.tile.tiles * plan.tile.columns * kCount),
-        inputs_(plan.split.h_size * plan.tile.rows) {
-    const int64_t ring = frames_ * frame_size_;
-    const int64_t grads = plan.split.h_size * grad_row_size_;
-    Real* memory =
-        static_cast<Real*>(workspace((kParts * ring + grads + row_size_) * sizeof(Real)));
-    for (Part& part : parts_) {
-      part.ring = memory;
-      memory += ring;
+        frame_size_(plan.h.span(plan.split.h_size()) * row_size_),
+        zeros_(frames_ * frame_size_),
+        inputs_(shape.kernel[0] * shape.kernel[1] * plan.split.h_size()),
+        any_(shape.kernel[0] * shape.kernel[1]) {
+    const int64_t count = plan.split.group_size() * kParts;
+    part_size_ = zeros_ + row_size_ + plan.split.h_size() * grad_columns_ * kCount;
+    ring_ = static_cast<Real*>(workspace(count * part_size_ * sizeof(Real)));
+    grads_ = ring_ + zeros_ + row_size_;
+    for (int64_t i = 0; i < count; ++i) {
+      fill_zero(ring_ + i * part_size_ + zeros_, plan.columns.width);
     }
-    grads_ = memory;
-    zeros_ = grads_ + grads;
-    fill_zero(zeros_, plan.columns.width);
   }
 
   void run(int64_t index) {
-    const Item item = plan_.split.item(index, plan_.t, plan_.h);
-    Real* sums = scratch_ + index * sums_size(shape_);
-    for (int64_t i = 0; i < sums_size(shape_); ++i) sums[i] = 0;
-    // Block `r + period * q` for each q of the item's share.
-    const int64_t r = item.block % plan_.period, group = item.block / plan_.period;
-    const int64_t repeats = ceil_div(plan_.blocks, plan_.period);
-    const int64_t share = ceil_div(repeats, plan_.groups);
-    for (int64_t q = group * share; q < smaller((group + 1) * share, repeats); ++q) {
-      run_block(r + q * plan_.period, item.h, item.t, sums);
+    Real* sums = scratch_ + index * item_sums(shape_, plan_);
+    fill_zero(sums, item_sums(shape_, plan_) / kCount);
+    const Range bunches = plan_.split.bunches(index);
+    for (int64_t bunch = bunches.begin; bunch < bunches.end; ++bunch) {
+      add(plan_.split.item(index, bunch), sums);
     }
   }
 
@@ -108,94 +107,103 @@ class Summer {
   static constexpr int kCount = kLanes<Real>;
   static constexpr int kParts = static_cast<int>(kBlock) / kCount;
 
-  struct Part {
-    Reader<T> grad, input;
-    Real* ring;  // [frame % frames_][row][column][lane]
-    Real* sums = nullptr;
-  };
-
-  void run_block(int64_t block, Range h, Range t, Real* sums) {
-    int parts = 0;
-    for (; parts < kParts && block * kBlock + parts * kCount < plan_.lanes; ++parts) {
-      const Lanes<Real> lanes(block * kBlock + parts * kCount, plan_.lanes, plan_.channels);
-      Part& part = parts_[parts];
-      part.grad = Reader<T>(grad_, grad_strides_, shape_.channels_last, lanes, 1, 1);
-      part.input =
-          Reader<T>(input_, input_strides_, shape_.channels_last, lanes, 1, shape_.multiplier);
-      part.sums = sums + parts * (volume(shape_.kernel) + 1) * kCount;
-    }
-    const Range held = plan_.h.sources(h);
+  void add(const Item& item, Real* sums) {
+    grad_.attach(item.lanes, plan_.channels, 1, 1);
+    input_.attach(item.lanes, plan_.channels, 1, shape_.multiplier);
+    next_grad_.attach(item.lanes, 1, 1);
+    next_input_.attach(item.lanes, 1, shape_.multiplier);
+    const int64_t vectors = ceil_div(item.lanes.size(), kCount);
+    const Range held = plan_.h.sources(item.h);
     int64_t next = 0;  // frame to be read
-    for (int64_t to = t.begin; to < t.end; ++to) {
-      const Range frames = plan_.t.sources({to, to + 1});
-      for (int i = 0; i < parts; ++i) {
-        for (int64_t f = larger(next, frames.begin); f < frames.end; ++f) {
-          parts_[i].input.read(0, f, held, plan_.w.from, plan_.columns.left, plan_.columns.width,
-                               parts_[i].ring + f % frames_ * frame_size_);
-        }
-        add_frame(parts_[i], to, h, held);
+    for (int64_t t = item.t.begin; t < item.t.end; ++t) {
+      const Range frames = plan_.t.sources({t, t + 1});
+      for (int64_t f = larger(next, frames.begin); f < frames.end; ++f) {
+        input_.read(0, f, held, ring_ + f % frames_ * frame_size_, part_size_);
       }
       next = larger(next, frames.end);
-    }
-  }
-
-  void add_frame(const Part& part, int64_t t, Range h, Range held) {
-    part.grad.read(0, t, h, plan_.w.to, 0, plan_.tile.tiles * plan_.tile.columns, grads_);
-    add_bias(h.size(), part.sums + volume(shape_.kernel) * kCount);
-    const Columns& columns = plan_.columns;
-    const Phase& phase = columns.phase[0];
-    const int64_t kernel_rows = shape_.kernel[0] * shape_.kernel[1];
-    const SumKernel<Real> kernel = find_sum_kernel<Real>(plan_.tile, phase.advance);
-    for (int64_t row = 0; row < kernel_rows; row += plan_.tile.rows) {
-      for (int64_t k = phase.taps_begin; k < phase.taps_end; k += phase.chunk) {
-        if (!list_inputs(part, t, h, held, row, columns.left + columns.offset[k])) continue;
-        kernel(&inputs_[0], grads_, h.size(), plan_.tile.tiles, phase.advance,
-               part.sums + (row * shape_.kernel[2] + columns.tap[k]) * kCount,
-               shape_.kernel[2] * kCount);
+      grad_.read(0, t, item.h, grads_, part_size_);
+      list_inputs(t, item.h, held);
+      prefetch(t, item, held, vectors * shape_.kernel[0] * shape_.kernel[1] / plan_.tile.rows);
+      for (int64_t i = 0; i < vectors; ++i) {
+        add_frame(ring_ + i * part_size_, grads_ + i * part_size_, item.h.size(),
+                  sums + i * vector_sums<Real>(shape_));
       }
     }
   }
 
-  void add_bias(int64_t rows, Real* sum) {
+  // Starts to fetch what the next frame of the gradient will want.
+  void prefetch(int64_t t, const Item& item, Range held, int64_t calls) {
+    next_grad_.stop();
+    next_input_.stop();
+    if (t + 1 >= item.t.end) return;
+    const int64_t now = plan_.t.sources({t, t + 1}).end, then = plan_.t.sources({t + 1, t + 2}).end;
+    next_grad_.start(t + 1, item.h, calls);
+    if (then > now) next_input_.start(then - 1, held, calls);
+  }
+
+  // The input rows under each kernel row, and whether a run of kernel rows meets any.
+  void list_inputs(int64_t t, Range h, Range held) {
+    const int64_t kernel_rows = shape_.kernel[0] * shape_.kernel[1];
+    int64_t count = 0;
+    for (int64_t first = 0; first < kernel_rows; first += plan_.tile.rows) {
+      any_[first] = false;
+      for (int64_t y = h.begin; y < h.end; ++y) {
+        for (int64_t row = first; row < first + plan_.tile.rows; ++row) {
+          const int64_t from_t = plan_.t.source(t, row / shape_.kernel[1]);
+          const int64_t from_h = plan_.h.source(y, row % shape_.kernel[1]);
+          const bool padding = from_t < 0 || from_h < 0;
+          inputs_[count++] = padding ? zeros_
+                                     : from_t % frames_ * frame_size_ +
+                                           (from_h - held.begin) * row_size_;
+          any_[first] = any_[first] || !padding;
+        }
+      }
+    }
+  }
+
+  void add_frame(const Real* ring, const Real* grads, int64_t rows, Real* sums) {
+    const Columns& columns = plan_.columns;
+    const Phase& phase = columns.phase[0];
+    const int64_t kernel_rows = shape_.kernel[0] * shape_.kernel[1], taps = shape_.kernel[2];
+    const SumKernel<Real> kernel = find_sum_kernel<Real>(plan_.tile, phase.advance);
+    for (int64_t row = 0; row < kernel_rows; row += plan_.tile.rows) {
+      next_grad_.advance();
+      next_input_.advance();
+      if (!any_[row]) continue;
+      for (int64_t k = phase.taps_begin; k < phase.taps_end; k += phase.chunk) {
+        kernel(&inputs_[row * rows], ring + (columns.left + columns.offset[k]) * kCount, grads, rows,
+               plan_.tile.tiles, phase.advance,
+               sums + (row * taps + columns.tap[k]) * kCount, taps * kCount);
+      }
+    }
+    add_bias(grads, rows, sums + kernel_rows * taps * kCount);
+  }
+
+  void add_bias(const Real* grads, int64_t rows, Real* sum) {
     Vec<Real> total{};
     for (int64_t row = 0; row < rows; ++row) {
       Vec<Real> part{};
-      const Real* grads = grads_ + row * grad_row_size_;
-      for (int64_t i = 0; i < grad_row_size_; i += kCount) part += load(grads + i);
+      for (int64_t w = 0; w < plan_.w.to; ++w) {
+        part += load(grads + (row * grad_columns_ + w) * kCount);
+      }
       total += part;
     }
     store(sum, load(sum) + total);
   }
 
-  // The input rows under kernel rows row, ... for each row of the gradient; false if all is padding.
-  bool list_inputs(const Part& part, int64_t t, Range h, Range held, int64_t row, int64_t column) {
-    bool any = false;
-    for (int i = 0; i < plan_.tile.rows; ++i) {
-      const int64_t kt = (row + i) / shape_.kernel[1], kh = (row + i) % shape_.kernel[1];
-      const int64_t from_t = plan_.t.source(t, kt);
-      const Real* frame = from_t < 0 ? nullptr : part.ring + from_t % frames_ * frame_size_;
-      for (int64_t y = h.begin; y < h.end; ++y) {
-        const int64_t from_h = from_t < 0 ? -1 : plan_.h.source(y, kh);
-        const Real* from =
-            from_h < 0 ? zeros_ : frame + (from_h - held.begin) * row_size_ + column * kCount;
-        inputs_[(y - h.begin) * plan_.tile.rows + i] = from;
-        any = any || from_h >= 0;
-      }
-    }
-    return any;
-  }
-
   const Shape& shape_;
   const SumsPlan& plan_;
-  const T *grad_, *input_;
   Real* scratch_;
-  Strides grad_strides_, input_strides_;
-  int64_t frames_, row_size_, frame_size_;  // of the rings
-  int64_t grad_row_size_;
-  Part parts_[kParts];
-  Real* grads_;  // the gradient's rows of one frame
-  Real* zeros_;  // a row of padding
-  Array<const Real*> inputs_;
+  int64_t grad_columns_;
+  Reader<T> grad_, input_;
+  Prefetcher<T> next_grad_, next_input_;
+  int64_t frames_, row_size_, frame_size_;  // of the ring
+  int64_t zeros_;                           // offset of a row of zeros
+  Array<int64_t> inputs_;                   // offsets in the ring, as the sum kernel wants them
+  Array<bool> any_;                         // [first kernel row]
+  int64_t part_size_;                       // what is held for a vector:
+  Real* ring_;                              // [frame % frames_][row][column][lane], zeros
+  Real* grads_;                             // [row][column][lane] of one frame
 };
 
 // Adds up the items and turns the sums of each lane into rows of the weight.
@@ -205,33 +213,35 @@ void finish(const Shape& shape, const void* scratch, void* grad_weight, void* gr
   constexpr int count = kLanes<Real>;
   const SumsPlan plan(shape);
   const Split& split = plan.split;
-  const int64_t taps = volume(shape.kernel), size = sums_size(shape), part_size = size / kBlock * count;
+  const int64_t taps = volume(shape.kernel), size = vector_sums<Real>(shape);
   const int64_t row_size = ceil_div(taps + 1, count) * count;  // of one channel's total
   Real* total = static_cast<Real*>(workspace((plan.channels * row_size + size) * sizeof(Real)));
-  Real* block = total + plan.channels * row_size;
+  Real* vector = total + plan.channels * row_size;
   fill_zero(total, plan.channels * row_size / count);
-  for (int64_t r = 0; r < plan.period && split.items() > 0; ++r) {
-    fill_zero(block, size / count);
-    for (int64_t group = 0; group < plan.groups; ++group) {
-      for (int64_t part = 0; part < split.h_parts * split.t_parts; ++part) {
-        const Real* sums = static_cast<const Real*>(scratch) +
-                           split.index(r + group * plan.period, part) * size;
-        for (int64_t i = 0; i < size; i += count) store(block + i, load(block + i) + load(sums + i));
+  const int64_t group = split.group_size() * kBlock / count;  // in vectors
+  for (int64_t i = 0; i < split.groups() * group; ++i) {
+    const Range lanes_range = split.lanes(0, i / group);
+    const Lanes<Real> lanes(lanes_range.begin + i % group * count, lanes_range.end, plan.channels);
+    if (lanes.count == 0) continue;
+    fill_zero(vector, size / count);
+    for (int64_t bunch = 0; bunch < split.items(); bunch += split.items_per_bunch()) {
+      for (int64_t part = 0; part < split.parts(); ++part) {
+        const Real* sums = static_cast<const Real*>(scratch) + i % group * size +
+                           (bunch + i / group * split.parts() + part) * item_sums(shape, plan);
+        for (int64_t k = 0; k < size; k += count) {
+          store(vector + k, load(vector + k) + load(sums + k));
+        }
       }
     }
-    for (int64_t first = 0; first < kBlock; first += count) {
-      const Lanes<Real> lanes(r * kBlock + first, plan.lanes, plan.channels);
-      const Real* sums = block + first / count * part_size;
-      for (int64_t k = 0; k <= taps; k += count) {
-        Vec<Real> square[count];
-        for (int64_t i = 0; i < count; ++i) {
-          square[i] = k + i <= taps ? load(sums + (k + i) * count) : Vec<Real>{};
-        }
-        transpose<Real>(square);
-        for (int lane = 0; lane < lanes.count; ++lane) {
-          Real* to = total + lanes.channel[lane] * row_size + k;
-          store(to, load(to) + square[lane]);
-        }
+    for (int64_t k = 0; k <= taps; k += count) {
+      Vec<Real> square[count];
+      for (int64_t j = 0; j < count; ++j) {
+        square[j] = k + j <= taps ? load(vector + (k + j) * count) : Vec<Real>{};
+      }
+      transpose<Real>(square);
+      for (int lane = 0; lane < lanes.count; ++lane) {
+        Real* to = total + lanes.channel[lane] * row_size + k;
+        store(to, load(to) + square[lane]);
       }
     }
   }
@@ -249,7 +259,8 @@ void finish(const Shape& shape, const void* scratch, void* grad_weight, void* gr
 int64_t items(const Shape& shape) { return SumsPlan(shape).split.items(); }
 
 int64_t scratch_bytes(const Shape& shape) {
-  return items(shape) * sums_size(shape) * (shape.dtype == DType::f64 ? 8 : 4);
+  const SumsPlan plan(shape);
+  return plan.split.items() * item_sums(shape, plan) * (shape.dtype == DType::f64 ? 8 : 4);
 }
 
 void run(const Shape& shape, const void* grad, const void* input, void* scratch, int64_t begin,

@@ -22,9 +22,14 @@ struct Lanes {
   Lanes() = default;
   Lanes(int64_t first, int64_t total, int64_t channels)
       : count(static_cast<int>(larger(0, smaller(kCount, total - first)))) {
+    int64_t n = first / channels, c = first % channels;
     for (int i = 0; i < count; ++i) {
-      sample[i] = (first + i) / channels;
-      channel[i] = (first + i) % channels;
+      sample[i] = n;
+      channel[i] = c;
+      if (++c == channels) {
+        c = 0;
+        ++n;
+      }
     }
   }
 };
@@ -51,113 +56,151 @@ inline void gather_rows(const T* const* rows, int64_t n, Place place) {
   }
 }
 
-// One vector of lanes of an activation.
+// Reads a group of lanes of an activation, channels-last ones in the order of addresses: memory is
+// several times as fast so.
 template <typename T>
 class Reader {
  public:
   using Real = Arithmetic<T>;
   static constexpr int kCount = kLanes<Real>;
 
-  // Lane i reads channel channel[i] / share of its sample, or one of the `repeat` channels from
-  // channel[i] * repeat on.
-  Reader() = default;
-  Reader(const T* data, const Strides& strides, bool channels_last, const Lanes<Real>& lanes,
-         int64_t repeat, int64_t share)
-      : data_(data), strides_(strides), channels_last_(channels_last) {
-    int64_t channel[kCount];
-    for (int i = 0; i < lanes.count; ++i) {
-      channel[i] = lanes.channel[i] * repeat / share;
-      rows_[i] = data + lanes.sample[i] * strides.n + channel[i] * strides.c;
+  // Of an activation with rows of `columns` columns. A row goes to cache as `left` zeros, its
+  // columns and zeros up to `width`. A group has at most `vectors` vectors.
+  Reader(const T* data, const Strides& strides, bool channels_last, int64_t columns, int64_t left,
+         int64_t width, int64_t vectors)
+      : data_(data),
+        strides_(strides),
+        channels_last_(channels_last),
+        columns_(columns),
+        left_(left),
+        width_(width),
+        vectors_(vectors),
+        windows_(channels_last ? vectors * kCount : 0) {}
+
+  // Lanes of `channels` channels a sample; each reads channel / share of its sample, or one of the
+  // `repeat` channels from channel * repeat on.
+  void attach(Range lanes, int64_t channels, int64_t repeat, int64_t share) {
+    count_ = ceil_div(lanes.size(), kCount);
+    int64_t windows = 0;
+    for (int64_t i = 0; i < count_; ++i) {
+      const Lanes<Real> v(lanes.begin + i * kCount, lanes.end, channels);
+      int64_t channel[kCount];
+      for (int lane = 0; lane < kCount; ++lane) {
+        const bool any = lane < v.count;
+        if (any) channel[lane] = v.channel[lane] * repeat / share;
+        vectors_[i].offset[lane] =
+            any ? v.sample[lane] * strides_.n + channel[lane] * strides_.c : -1;
+      }
+      if (channels_last_) windows = find_windows(vectors_[i], v, channel, repeat, windows);
     }
-    for (int i = lanes.count; i < kCount; ++i) rows_[i] = nullptr;
-    if (channels_last) find_windows(lanes, channel, repeat);
   }
 
-  // Rows `h` of frame `t`, each as `left` zeros, its `columns` columns and zeros up to `width`; of
-  // the repeat-th channel of each lane.
-  void read(int64_t repeat, int64_t t, Range h, int64_t columns, int64_t left, int64_t width,
-            Real* to) const {
+  // The repeat-th channel of each lane: rows `h` of frame `t` to the place of the first vector;
+  // vectors are `step` apart.
+  void read(int64_t repeat, int64_t t, Range h, Real* to, int64_t step) const {
     const int64_t offset = repeat * strides_.c + t * strides_.t + h.begin * strides_.h;
-    for (int64_t row = 0; row < h.size(); ++row) {
-      fill_zero(to + row * width * kCount, left);
-      fill_zero(to + (row * width + left + columns) * kCount, width - left - columns);
-    }
-    Real* first = to + left * kCount;
-    if (!channels_last_) {
-      read_contiguous(offset, h.size(), columns, width, first);
-    } else {
+    for (int64_t i = 0; i < count_; ++i) {
       for (int64_t row = 0; row < h.size(); ++row) {
-        read_channels_last(offset + row * strides_.h, columns, first + row * width * kCount);
+        Real* zeros = to + i * step + row * width_ * kCount;
+        fill_zero(zeros, left_);
+        fill_zero(zeros + (left_ + columns_) * kCount, width_ - left_ - columns_);
+      }
+    }
+    Real* first = to + left_ * kCount;
+    if (channels_last_) {
+      for (int64_t row = 0; row < h.size(); ++row) {
+        read_channels_last(offset + row * strides_.h, first + row * width_ * kCount, step);
+      }
+    } else {
+      for (int64_t i = 0; i < count_; ++i) {
+        read_contiguous(vectors_[i], offset, h.size(), first + i * step);
       }
     }
   }
 
  private:
-  // A vector of neighbouring channels, and which lanes take which of them.
+  // Neighbouring channels, and which lanes take which of them.
   struct Window {
     int64_t offset;
     IndexVec<Real> index, taken;
   };
 
-  void find_windows(const Lanes<Real>& lanes, const int64_t* channel, int64_t repeat) {
+  struct Vector {
+    int64_t offset[kCount];  // of each lane; -1 for an idle one
+    int64_t windows_begin, windows_end;
+    bool whole;  // lanes are neighbouring channels
+  };
+
+  int64_t find_windows(Vector& vector, const Lanes<Real>& lanes, const int64_t* channel,
+                       int64_t repeat, int64_t begin) {
     // A window is loaded whole, so it must end within the sample's channels, for each repeat.
     const int64_t channels = strides_.w - (repeat - 1);
     loaded_ = smaller(kCount, channels);
+    int64_t end = begin;
     for (int i = 0; i < lanes.count;) {
-      const int64_t first = smaller(channel[i], channels - loaded_);
-      Window& window = windows_[count_++];
+      const int64_t first = smaller(channel[i], channels - loaded_), sample = lanes.sample[i];
+      Window& window = windows_[end++];
       window = Window{};
-      window.offset = lanes.sample[i] * strides_.n + first;
-      const int begin = i;
-      for (; i < lanes.count && lanes.sample[i] == lanes.sample[begin]; ++i) {
+      window.offset = sample * strides_.n + first;
+      for (; i < lanes.count && lanes.sample[i] == sample; ++i) {
         if (channel[i] - first >= loaded_) break;
         window.index[i] = channel[i] - first;
         window.taken[i] = -1;
       }
     }
-    identity_ = count_ == 1 && lanes.count == kCount && loaded_ == kCount;
-    for (int i = 0; i < lanes.count; ++i) identity_ = identity_ && windows_[0].index[i] == i;
+    vector.windows_begin = begin;
+    vector.windows_end = end;
+    vector.whole = end - begin == 1 && lanes.count == kCount && loaded_ == kCount;
+    for (int i = 0; i < lanes.count; ++i) {
+      vector.whole = vector.whole && channel[i] - channel[0] == i;
+    }
+    return end;
   }
 
-  void read_channels_last(int64_t offset, int64_t columns, Real* to) const {
-    if (identity_) {
-      const T* from = data_ + windows_[0].offset + offset;
-      for (int64_t w = 0; w < columns; ++w) store(to + w * kCount, load(from + w * strides_.w));
-      return;
-    }
-    for (int64_t w = 0; w < columns; ++w) {
-      Vec<Real> v{};
-      for (int i = 0; i < count_; ++i) {
-        const Vec<Real> x = load_some(data_ + windows_[i].offset + offset + w * strides_.w, loaded_);
-        v = windows_[i].taken ? permute(x, windows_[i].index) : v;
+  void read_channels_last(int64_t offset, Real* to, int64_t step) const {
+    for (int64_t w = 0; w < columns_; ++w, offset += strides_.w, to += kCount) {
+      for (int64_t i = 0; i < count_; ++i) {
+        const Vector& vector = vectors_[i];
+        Vec<Real> v;
+        if (vector.whole) {
+          v = load(data_ + vector.offset[0] + offset);
+        } else {
+          v = Vec<Real>{};
+          for (int64_t k = vector.windows_begin; k < vector.windows_end; ++k) {
+            const Window& window = windows_[k];
+            const Vec<Real> x = load_some(data_ + window.offset + offset, loaded_);
+            v = window.taken ? permute(x, window.index) : v;
+          }
+        }
+        store(to + i * step, v);
       }
-      store(to + w * kCount, v);
     }
   }
 
   // The rows of a lane follow each other in memory: transposed as one long row.
-  void read_contiguous(int64_t offset, int64_t rows, int64_t columns, int64_t width,
-                       Real* to) const {
+  void read_contiguous(const Vector& vector, int64_t offset, int64_t rows, Real* to) const {
     const T* at[kCount];
-    for (int i = 0; i < kCount; ++i) at[i] = rows_[i] == nullptr ? nullptr : rows_[i] + offset;
+    for (int i = 0; i < kCount; ++i) {
+      at[i] = vector.offset[i] < 0 ? nullptr : data_ + vector.offset[i] + offset;
+    }
     int64_t column = 0;
-    gather_rows(at, rows * columns, [&](int64_t) {
-      if (column == columns) {
+    gather_rows(at, rows * columns_, [&](int64_t) {
+      if (column == columns_) {
         column = 0;
-        to += width * kCount;
+        to += width_ * kCount;
       }
       return to + column++ * kCount;
     });
   }
 
-  const T* data_ = nullptr;
-  Strides strides_ = {};
-  bool channels_last_ = false;
-  const T* rows_[kCount] = {};
-  Window windows_[kCount];
-  int count_ = 0;
-  int64_t loaded_ = 0;
-  bool identity_ = false;
+  const T* data_;
+  Strides strides_;
+  bool channels_last_;
+  int64_t columns_, left_, width_;
+  int64_t count_ = 0;  // vectors at hand
+  Array<Vector> vectors_;
+  Array<Window> windows_;
+  int64_t loaded_ = 0;  // of a window
 };
 
 // Writes one vector of lanes of an activation.
@@ -167,9 +210,12 @@ class Writer {
   using Real = Arithmetic<T>;
   static constexpr int kCount = kLanes<Real>;
 
-  Writer() = default;
-  Writer(T* data, const Strides& strides, const Lanes<Real>& lanes, bool channels_last)
-      : strides_(strides), lanes_(lanes.count), channels_last_(channels_last) {
+  // To be called before anything else.
+  void attach(T* data, const Strides& strides, bool channels_last, const Lanes<Real>& lanes) {
+    strides_ = strides;
+    channels_last_ = channels_last;
+    lanes_ = lanes.count;
+    runs_ = 0;
     for (int i = 0; i < lanes.count; ++i) {
       rows_[i] = data + lanes.sample[i] * strides.n + lanes.channel[i] * strides.c;
       if (i == 0 || lanes.sample[i] != lanes.sample[i - 1]) run_begin_[runs_++] = i;
@@ -215,12 +261,11 @@ class Writer {
     }
   }
 
-  Strides strides_ = {};
-  int lanes_ = 0;
-  bool channels_last_ = false;
-  T* rows_[kCount] = {};
-  int runs_ = 0;
-  int run_begin_[kCount + 1] = {};
+  Strides strides_;
+  bool channels_last_;
+  int lanes_, runs_;
+  T* rows_[kCount];
+  int run_begin_[kCount + 1];
 };
 
 // The weights of each lane's channel, as [row of taps][column tap][lane], the column taps in the

@@ -24,13 +24,14 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }  // of
 inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
 inline int64_t volume(const int64_t size[3]) { return size[0] * size[1] * size[2]; }
 
-// A malloc'd array: std::vector has functions that the linker could share between the copies of
-// this file.
+// A bare array, not initialised: std::vector has functions that the linker could share between the
+// copies of this file.
 template <typename T>
 class Array {
  public:
-  explicit Array(int64_t size)
-      : data_(static_cast<T*>(std::malloc(static_cast<size_t>(larger(size, 1)) * sizeof(T)))) {
+  explicit Array(int64_t size) {
+    const int64_t bytes = larger(size, 1) * static_cast<int64_t>(sizeof(T));
+    data_ = static_cast<T*>(std::aligned_alloc(64, static_cast<size_t>(ceil_div(bytes, 64) * 64)));
     if (data_ == nullptr) std::abort();
   }
   ~Array() { std::free(data_); }
@@ -177,73 +178,128 @@ class Columns {
   }
 };
 
-// An item is `kBlock` lanes, some rows and some frames of the tensor written. What they need from
-// the tensor read is held in cache while the item moves along T.
+// Lanes come in blocks of a cache line of floats, whatever the instruction set.
 constexpr int64_t kBlock = 16;
 
+// An item is a group of lanes, some rows and some frames of the tensor written. What they need from
+// the tensor read is held in cache while the item moves along T.
 struct Item {
-  int64_t block;
-  Range h, t;
+  Range lanes, h, t;
 };
 
-struct Split {
-  int64_t blocks;
-  int64_t run;  // blocks whose items for the same rows and frames follow each other
-  int64_t h_size, h_parts;
-  int64_t t_size, t_parts;
+// How the work is cut into items. Samples come in bunches whose lanes fill blocks well; the blocks
+// of a bunch are cut into groups.
+class Split {
+ public:
+  Split() = default;
 
-  int64_t items() const { return blocks * h_parts * t_parts; }
+  // `row_bytes` is what a row takes in cache for a block, over all frames held; `work` the
+  // multiply-adds in all. With `shared_bunches` an item may go over several bunches.
+  Split(int64_t batch, int64_t channels, bool channels_last, const Axis& t, const Axis& h,
+        int64_t row_bytes, int64_t work, bool shared_bunches = false)
+      : batch_(batch), channels_(channels), h_(h.to), t_(t.to) {
+    if (batch * channels * h.to * t.to == 0) return;
+    bunch_ = choose_bunch();
+    blocks_ = ceil_div(bunch_ * channels, kBlock);
+    bunches_ = ceil_div(batch, bunch_);
 
-  Item item(int64_t index, const Axis& t, const Axis& h) const {
-    const int64_t parts = h_parts * t_parts, first = index / (run * parts) * run;
-    const int64_t length = smaller(run, blocks - first), rest = index - first * parts;
-    const int64_t part = rest / length, h_part = part / t_parts, t_part = part % t_parts;
-    return {first + rest % length,
-            {h_part * h_size, smaller((h_part + 1) * h_size, h.to)},
-            {t_part * t_size, smaller((t_part + 1) * t_size, t.to)}};
-  }
-
-  // The number of the item of `block` and `part` < h_parts * t_parts.
-  int64_t index(int64_t block, int64_t part) const {
-    const int64_t first = block / run * run, length = smaller(run, blocks - first);
-    return first * h_parts * t_parts + part * length + block - first;
-  }
-};
-
-// `row_bytes` is what a row read takes in cache, `work` the multiply-adds in all.
-inline Split choose_split(int64_t blocks, int64_t run, const Axis& t, const Axis& h,
-                          int64_t row_bytes, int64_t work) {
-  // Held rows should leave room in a 512 KB second-level cache for what is written.
-  constexpr int64_t kCache = 256 << 10;
-  // Enough items to balance many threads, but none below some ten microseconds.
-  constexpr int64_t kItems = 64, kWork = 1 << 19;
-
-  Split s{blocks, run, h.to, 1, t.to, 1};
-  if (blocks == 0 || h.to == 0 || t.to == 0) return {0, 1, 1, 1, 1, 1};
-  const int64_t frame_bytes = row_bytes * larger(t.span(1), 1);
-  while (s.h_size > 1 && h.span(s.h_size) * frame_bytes > kCache) {
-    s.h_size = ceil_div(h.to, ++s.h_parts);
-  }
-  const int64_t wanted = smaller(kItems, work / kWork);
-  while (s.items() < wanted) {
-    // Split where less is read twice.
-    const int64_t t_half = ceil_div(s.t_size, 2), h_half = ceil_div(s.h_size, 2);
-    const bool t_cheaper =
-        t.span(t_half) * h.span(s.h_size) <= h.span(h_half) * t.span(s.t_size);
-    if (s.t_size > 1 && (s.h_size == 1 || t_cheaper)) {
-      s.t_size = t_half;
-      s.t_parts = ceil_div(t.to, t_half);
-    } else if (s.h_size > 1) {
-      s.h_size = h_half;
-      s.h_parts = ceil_div(h.to, h_half);
-    } else {
-      break;
+    // What is held should leave room in the second-level cache for what is written. It is as wide
+    // as the tensor, where neighbouring lanes are neighbours in memory, and some rows high, as
+    // borders are read twice.
+    constexpr int64_t kCache = 384 << 10, kRows = 8;
+    group_size_ = channels_last ? blocks_ : 1;
+    h_size_ = h_;
+    t_size_ = t_;
+    while (group_size_ > kWide && h.span(smaller(h_, kRows)) * row_bytes * group_size_ > kCache) {
+      group_size_ = ceil_div(group_size_, 2);
     }
+    for (int64_t n = 2; h_size_ > 1 && h.span(h_size_) * row_bytes * group_size_ > kCache; ++n) {
+      h_size_ = ceil_div(h_, n);
+    }
+
+    // Enough items to balance many threads, but none below some ten microseconds.
+    constexpr int64_t kItems = 32, kWork = 1 << 19;
+    const int64_t wanted = smaller(kItems, work / kWork);
+    while (bunches_ * items_per_bunch() < wanted && split_further(t, h)) continue;
+
+    // One item may go over several bunches where that leaves enough.
+    shares_ = bunches_;
+    if (shared_bunches) shares_ = smaller(bunches_, ceil_div(kItems, items_per_bunch()));
   }
-  s.h_parts = ceil_div(h.to, s.h_size);
-  s.t_parts = ceil_div(t.to, s.t_size);
-  return s;
-}
+
+  int64_t items() const { return shares_ * items_per_bunch(); }
+  int64_t items_per_bunch() const { return groups() * t_parts() * h_parts(); }
+  int64_t groups() const { return ceil_div(blocks_, group_size_); }
+  int64_t parts() const { return t_parts() * h_parts(); }  // of a group
+  int64_t group_size() const { return group_size_; }       // in blocks
+  int64_t h_size() const { return h_size_; }
+
+  // The bunches that an item goes over.
+  Range bunches(int64_t item) const {
+    const int64_t share = item / items_per_bunch(), size = ceil_div(bunches_, shares_);
+    return {smaller(share * size, bunches_), smaller((share + 1) * size, bunches_)};
+  }
+
+  Item item(int64_t index, int64_t bunch) const {
+    index %= items_per_bunch();
+    const int64_t h = index % h_parts(), t = index / h_parts() % t_parts();
+    return {lanes(bunch, index / parts()),
+            {h * h_size_, smaller((h + 1) * h_size_, h_)},
+            {t * t_size_, smaller((t + 1) * t_size_, t_)}};
+  }
+
+  // Lanes of a group; the same ones of any bunch but the last have the same channels.
+  Range lanes(int64_t bunch, int64_t group) const {
+    const int64_t first = bunch * bunch_ * channels_;
+    const int64_t end = smaller(batch_, (bunch + 1) * bunch_) * channels_;
+    const int64_t size = group_size_ * kBlock;
+    return {smaller(first + group * size, end), smaller(first + (group + 1) * size, end)};
+  }
+
+ private:
+  int64_t h_parts() const { return ceil_div(h_, h_size_); }
+  int64_t t_parts() const { return ceil_div(t_, t_size_); }
+
+  // Halves the items where it costs least; false if there is nothing left to halve.
+  bool split_further(const Axis& t, const Axis& h) {
+    const auto half = [](int64_t size) { return ceil_div(size, 2); };
+    // How much more is read, or how much slower: the latter a guess.
+    const auto more = [&](const Axis& axis, int64_t size) {
+      return size == 1 ? 1e9 : 2.0 * static_cast<double>(axis.span(half(size))) /
+                                   static_cast<double>(larger(axis.span(size), 1));
+    };
+    const double narrower = group_size_ == 1 ? 1e9 : group_size_ > kWide ? 1.1 : 1.5;
+    const double shorter = more(t, t_size_), lower = more(h, h_size_);
+    if (group_size_ == 1 && t_size_ == 1 && h_size_ == 1) return false;
+    int64_t& size = narrower <= shorter && narrower <= lower ? group_size_
+                    : shorter <= lower                       ? t_size_
+                                                             : h_size_;
+    size = half(size);
+    return true;
+  }
+
+  // The fewest samples that leave the fewest lanes idle, where a sample alone has few: memory is
+  // read fastest one sample after the other.
+  int64_t choose_bunch() const {
+    int64_t best = 1;
+    const auto idle = [&](int64_t samples) {
+      const int64_t lanes = samples * channels_;
+      return static_cast<double>(ceil_div(lanes, kBlock) * kBlock) / static_cast<double>(lanes);
+    };
+    for (int64_t samples = 2; samples <= batch_ && samples * channels_ <= 4 * kBlock; ++samples) {
+      if (idle(samples) < idle(best) - 0.1) best = samples;
+    }
+    return best;
+  }
+
+  // Blocks, each a cache line of floats, that make memory fast when read in a run.
+  static constexpr int64_t kWide = 8;
+
+  int64_t batch_ = 0, channels_ = 0, h_ = 0, t_ = 0;
+  int64_t bunch_ = 1;  // samples
+  int64_t bunches_ = 0, blocks_ = 0, shares_ = 0;
+  int64_t group_size_ = 1, h_size_ = 1, t_size_ = 1;
+};
 
 }  // namespace
 }  // namespace VMF_ISA

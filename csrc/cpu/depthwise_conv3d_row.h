@@ -12,23 +12,23 @@ namespace vmf {
 namespace VMF_ISA {
 namespace {
 
-template <typename Real>
 struct RowTap {
-  const Real* from;    // column under the first tap of the first result
-  const Real* weight;  // of the taps in a run
+  int64_t from;    // the column under the first tap of the first result, in what is held
+  int64_t weight;  // the first tap of the run, in the weights
 };
 
 // Writes `columns` >= R results, `step` elements apart: the bias plus `groups` sums of `count` taps
 // each; shorter chains lose fewer digits. The column read moves on by Advance from one result to
 // the next; by `advance` where Advance is 0.
 template <typename Real>
-using RowKernel = void (*)(const RowTap<Real>* taps, int64_t groups, int64_t count,
-                           int64_t advance, const Real* bias, Real* to, int64_t step,
-                           int64_t columns);
+using RowKernel = void (*)(const RowTap* taps, int64_t groups, int64_t count, int64_t advance,
+                           const Real* held, const Real* weights, const Real* bias, Real* to,
+                           int64_t step, int64_t columns);
 
 template <typename Real, int Taps, int Advance, int R>
-void convolve_row(const RowTap<Real>* taps, int64_t groups, int64_t count, int64_t advance,
-                  const Real* bias, Real* to, int64_t step, int64_t columns) {
+void convolve_row(const RowTap* taps, int64_t groups, int64_t count, int64_t advance,
+                  const Real* held, const Real* weights, const Real* bias, Real* to, int64_t step,
+                  int64_t columns) {
   constexpr int lanes = kLanes<Real>;
   constexpr int kStep = Advance == 0 ? 1 : Advance;  // in columns loaded
   constexpr int kColumns = (R - 1) * kStep + Taps;
@@ -38,10 +38,10 @@ void convolve_row(const RowTap<Real>* taps, int64_t groups, int64_t count, int64
     for (int64_t group = 0; group < groups; ++group) {
       Vec<Real> sum[R] = {};
       for (int64_t i = group * count; i < (group + 1) * count; ++i) {
-        const Real* from = taps[i].from + first * advance * lanes;
+        const Real* from = held + taps[i].from + first * advance * lanes;
         Vec<Real> weight[Taps];
 #pragma GCC unroll 8
-        for (int k = 0; k < Taps; ++k) weight[k] = load(taps[i].weight + k * lanes);
+        for (int k = 0; k < Taps; ++k) weight[k] = load(weights + taps[i].weight + k * lanes);
 #pragma GCC unroll 64
         for (int column = 0; column < kColumns; ++column) {
           Vec<Real> x = load(from + column * (Advance == 0 ? advance : 1) * lanes);

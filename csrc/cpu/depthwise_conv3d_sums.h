@@ -12,16 +12,16 @@ namespace vmf {
 namespace VMF_ISA {
 namespace {
 
-// Adds to sums[kernel row * sums_step + column tap * lanes + lane]. inputs[row * Rows + i] is the
-// row of the input that row `row` of the gradient meets under the i-th kernel row, from the column
-// under the first tap of the first gradient; `grads` has `tiles` tiles of R columns a row.
+// Adds to sums[kernel row * sums_step + column tap * lanes + lane]. held + inputs[row * Rows + i] is
+// the row of the input that row `row` of the gradient meets under the i-th kernel row, from the
+// column under the first tap of the first gradient; `grads` has `tiles` tiles of R columns a row.
 template <typename Real>
-using SumKernel = void (*)(const Real* const* inputs, const Real* grads, int64_t rows,
+using SumKernel = void (*)(const int64_t* inputs, const Real* held, const Real* grads, int64_t rows,
                            int64_t tiles, int64_t advance, Real* sums, int64_t sums_step);
 
 template <typename Real, int Rows, int Taps, int Advance, int R>
-void sum_rows(const Real* const* inputs, const Real* grads, int64_t rows, int64_t tiles,
-              int64_t advance, Real* sums, int64_t sums_step) {
+void sum_rows(const int64_t* inputs, const Real* held, const Real* grads, int64_t rows,
+              int64_t tiles, int64_t advance, Real* sums, int64_t sums_step) {
   constexpr int lanes = kLanes<Real>;
   constexpr int kStep = Advance == 0 ? 1 : Advance;  // in columns loaded
   constexpr int kColumns = (R - 1) * kStep + Taps;
@@ -38,7 +38,7 @@ void sum_rows(const Real* const* inputs, const Real* grads, int64_t rows, int64_
         for (int i = 0; i < R; ++i) grad[i] = load(grads + i * lanes);
 #pragma GCC unroll 8
         for (int j = 0; j < Rows; ++j) {
-          const Real* input = inputs[j] + tile * R * advance * lanes;
+          const Real* input = held + inputs[j] + tile * R * advance * lanes;
 #pragma GCC unroll 32
           for (int column = 0; column < kColumns; ++column) {
             Vec<Real> x = load(input + column * (Advance == 0 ? advance : 1) * lanes);

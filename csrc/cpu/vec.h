@@ -80,6 +80,18 @@ inline Vec<Real> splat(Real x) {
   return Vec<Real>{} + x;
 }
 
+// Asks for the cache line of p: into the second-level cache to be read soon, ...
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+// ... or to be written, which saves the wait for its ownership.
+inline void prefetch_to_write(const void* p) {
+#if defined(__AVX2__)
+  asm volatile("prefetchw %0" : : "m"(*static_cast<const char*>(p)));
+#else
+  __builtin_prefetch(p, 1);
+#endif
+}
+
 // Lane i of the result is lane index[i] of v.
 template <typename V, typename Index>
 inline V permute(V v, Index index) {

@@ -1,0 +1,100 @@
+// Asks for memory ahead of its use, a little with each row of arithmetic.
+//
+// A group's frame is read in one go and then computed with for long. Left alone, memory would idle
+// through the arithmetic and the arithmetic would wait for memory; so the next frame is fetched into
+// the second-level cache meanwhile, line by line in the order of addresses.
+#pragma once
+
+#include "depthwise_conv3d_plan.h"
+#include "vec.h"
+
+namespace vmf {
+namespace VMF_ISA {
+namespace {
+
+template <typename T>
+class Prefetcher {
+ public:
+  // Of an activation with `channels` channels, `columns` columns a row and at most `lanes` lanes.
+  Prefetcher(const T* data, const Strides& strides, bool channels_last, int64_t channels,
+             int64_t columns, int64_t lanes)
+      : data_(reinterpret_cast<const char*>(data)),
+        strides_(strides),
+        channels_last_(channels_last),
+        channels_(channels),
+        columns_(columns),
+        runs_(lanes) {}
+
+  // For the lanes from..to - 1, of which `share` have one channel or each has `repeat`.
+  void attach(Range lanes, int64_t repeat, int64_t share) {
+    const int64_t per_sample = channels_ / repeat * share;
+    count_ = 0;
+    for (int64_t lane = lanes.begin; lane < lanes.end;) {
+      const int64_t sample = lane / per_sample, first = lane % per_sample;
+      // Channels-last: all lanes of a sample at once.
+      const int64_t end = channels_last_ ? smaller(per_sample, first + lanes.end - lane) : first + 1;
+      const int64_t channel = first * repeat / share;
+      const int64_t size = (end - 1) * repeat / share + repeat - channel;
+      runs_[count_++] = {sample * strides_.n + channel * strides_.c, size};
+      lane += end - first;
+    }
+  }
+
+  // The frame and rows to be fetched in about `calls` calls of advance().
+  void start(int64_t t, Range rows, int64_t calls) {
+    offset_ = t * strides_.t + rows.begin * strides_.h;
+    positions_ = rows.size() * columns_;
+    run_ = step_ = position_ = 0;
+    int64_t lines = 0;
+    for (int64_t i = 0; i < count_; ++i) lines += steps(i) * (bytes(i) / kLine + 1);
+    lines_ = ceil_div(lines, larger(calls, 1));
+  }
+
+  void stop() { run_ = count_; }
+
+  template <bool Write = false>
+  void advance() {
+    for (int64_t i = 0; i < lines_ && run_ < count_; ++i) {
+      const char* p = data_ + (runs_[run_].offset + offset_ + step_ * strides_.w) *
+                                  static_cast<int64_t>(sizeof(T)) + position_;
+      if (Write) {
+        prefetch_to_write(p);
+      } else {
+        prefetch(p);
+      }
+      position_ += kLine;
+      if (position_ < bytes(run_)) continue;
+      position_ = 0;
+      if (++step_ < steps(run_)) continue;
+      step_ = 0;
+      ++run_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+
+  struct Run {
+    int64_t offset, channels;
+  };
+
+  // Neighbouring positions of a run, if all channels are in it, are one piece of memory.
+  bool whole(int64_t i) const { return !channels_last_ || runs_[i].channels == channels_; }
+  int64_t steps(int64_t i) const { return whole(i) ? 1 : positions_; }
+  int64_t bytes(int64_t i) const {
+    return runs_[i].channels * (whole(i) ? positions_ : 1) * static_cast<int64_t>(sizeof(T));
+  }
+
+  const char* data_;
+  Strides strides_;
+  bool channels_last_;
+  int64_t channels_, columns_;
+  Array<Run> runs_;
+  int64_t count_ = 0;
+  int64_t offset_ = 0, positions_ = 0, lines_ = 0;
+  int64_t run_ = 0, step_ = 0, position_ = 0;  // the next line
+};
+
+}  // namespace
+}  // namespace VMF_ISA
+}  // namespace vmf
