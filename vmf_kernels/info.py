@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import os
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -16,11 +17,19 @@ from vmf_kernels.explain import explain
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def _or_error(fact: Callable[[], str]) -> str:
+    """The fact, or the message of the user's mistake in the environment that prevents it."""
+    try:
+        return fact()
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+
+
 def _extension_line() -> str:
     if _extension._C is None:
         return _extension.REASON
-    built, now = _extension._C.built_isas(), _extension._C.current_isa()
-    return f"CPU kernels for {', '.join(built)}; in use: {now} (g++ {_extension._C.compiler})"
+    built, now = ", ".join(_extension._C.built_isas()), _or_error(_extension._C.current_isa)
+    return f"CPU kernels for {built}; in use: {now} (g++ {_extension._C.compiler})"
 
 
 def _triton_line() -> str:
@@ -50,7 +59,7 @@ def facts() -> list[tuple[str, str]]:
         ("extension", _extension_line()),
         ("triton", _triton_line()),
         ("GPU", _gpu_line()),
-        ("backend", f"{current_backend()} (VMF_BACKEND or use_backend choose another)"),
+        ("backend", f"{_or_error(current_backend)} (VMF_BACKEND or use_backend choose another)"),
     ]
 
 
@@ -71,8 +80,12 @@ def _print_backends(device: str) -> None:
     for name in OPS:
         lines: dict[tuple[str, str], list[str]] = {}
         for dtype in DTYPES:
-            record = explain(getattr(vmf_kernels, name), *_example_call(name, device, dtype))[0]
-            key = (record.backend, record.reason)
+            try:
+                call = _example_call(name, device, dtype)
+                record = explain(getattr(vmf_kernels, name), *call)[0]
+                key = (record.backend, record.reason)
+            except (ValueError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
+                key = ("none", str(error))
             lines.setdefault(key, []).append(str(dtype).removeprefix("torch."))
         for (backend, reason), dtypes in lines.items():
             why = f"  ({reason})" if reason else ""

@@ -44,6 +44,9 @@ class DepthwiseConv3d(nn.Conv3d):
                 "DepthwiseConv3d: out_channels must be a multiple of in_channels "
                 f"(got in_channels={in_channels}, out_channels={out_channels})"
             )
+        sizes = (kernel_size,) if isinstance(kernel_size, int) else kernel_size
+        if min(sizes) < 1:
+            raise ValueError(f"DepthwiseConv3d: kernel_size must be at least 1 (got {kernel_size})")
         pairs = padding if _is_pairs(padding) else None
         super().__init__(
             in_channels,

@@ -1,12 +1,14 @@
 """What every op is to the rest of PyTorch: opcheck, compile, export, autocast, meta, functorch."""
 
 import io
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import Implementation
 from tests.ops.compare import DTYPES, HALVES, gradients
@@ -248,3 +250,33 @@ def test_empty_batch(name: str, implementation: Implementation) -> None:
     for leaf in leaves:
         assert leaf.grad.shape == leaf.shape
         assert (leaf.grad == 0).all()
+
+
+def flops(function: Any, *args: Any) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function(*args)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("layout", DENSE)
+def test_flops_of_depthwise_conv3d(extension: ModuleType, layout: str) -> None:
+    """Forward as conv3d is counted, backward twice that; FlopCounterMode says more of conv3d's."""
+    function, (x, w, b) = function_call("depthwise_conv3d", grad=True, layout=layout)
+    macs = function(x, w, b).numel() * w[0].numel()
+    assert flops(function, x, w, b) == 2 * macs
+
+    def train(x: torch.Tensor) -> None:
+        function(x, w, b).sum().backward()
+
+    assert flops(train, x) == 3 * 2 * macs
+    assert flops(train, x.detach()) == 2 * 2 * macs, "no input gradient"
+
+
+@pytest.mark.parametrize("name", ["few_query_attention", "few_key_attention"])
+def test_flops_of_attention(name: str) -> None:
+    """4 B M n C forward, of the public function and of the operator alike."""
+    function, tensors = function_call(name)
+    batch, tokens, channels = tensors[0 if name == "few_query_attention" else 1].shape
+    positions = 3 * 4 * 5
+    assert flops(function, *tensors) == 4 * batch * tokens * positions * channels
+    assert flops(OPERATOR_PATH[name], *tensors) == 4 * batch * tokens * positions * channels
