@@ -79,12 +79,9 @@ def measure_roofline(device: str, seconds: float = 0.3) -> Roofline:
     if device == "cuda":
         return Roofline(0, 0.0, _copy_bandwidth(1 << 30, device, seconds), flops)
     cache = _cache_bytes()
-    return Roofline(
-        cache,
-        _copy_bandwidth(cache // 8, device, seconds),
-        _copy_bandwidth(max(2 * cache, 64 << 20), device, seconds),
-        flops,
-    )
+    memory_bandwidth = _copy_bandwidth(max(2 * cache, 64 << 20), device, seconds)
+    cache_bandwidth = max(memory_bandwidth, _copy_bandwidth(cache // 8, device, seconds))
+    return Roofline(cache, cache_bandwidth, memory_bandwidth, flops)
 
 
 def facts(device: str) -> dict[str, str]:

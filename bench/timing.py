@@ -27,7 +27,8 @@ class Effort:
             `slow_rounds`, so as not to use up the time.
         slow_rounds: rounds of such a contender.
         sample_seconds: a fast call is repeated in a round until the sample takes this long,
-            at most `most_calls` times.
+            at most `most_calls` times; the median counts, so that a call which another process
+            interrupts does not.
     """
 
     seconds: float = 4.0
@@ -35,8 +36,8 @@ class Effort:
     most_rounds: int = 60
     slow_factor: float = 6.0
     slow_rounds: int = 3
-    sample_seconds: float = 2e-3
-    most_calls: int = 200
+    sample_seconds: float = 8e-3
+    most_calls: int = 100
 
 
 QUICK = Effort(seconds=0.6, rounds=5, most_rounds=30, slow_rounds=2)
@@ -44,21 +45,23 @@ FULL = Effort()
 
 
 class Clock(Protocol):
-    """Times `calls` calls on one kind of device; returns seconds per call."""
+    """Times `calls` calls on one kind of device; returns the median of their seconds."""
 
     def __call__(self, work: Callable[[], object], calls: int) -> float: ...
 
 
 def cpu_clock(work: Callable[[], object], calls: int) -> float:
-    """Wall time per call. Each call's outputs are new and are dropped before the next call."""
-    start = time.perf_counter()
+    """Wall time. Each call's outputs are new and are dropped before the next call."""
+    seconds = []
     for _ in range(calls):
+        start = time.perf_counter()
         work()
-    return (time.perf_counter() - start) / calls
+        seconds.append(time.perf_counter() - start)
+    return quantile(seconds, 0.5)
 
 
 class CudaClock:
-    """Time per call on the GPU, from events, with a cold L2 cache.
+    """Time on the GPU, from events, with a cold L2 cache.
 
     Before each call a buffer larger than L2 is written. That also keeps the GPU busy while the
     host queues the call, so that what is timed is the GPU's work; a call whose host side takes
@@ -78,7 +81,7 @@ class CudaClock:
             work()
             end.record()
         torch.cuda.synchronize()
-        return sum(begin.elapsed_time(end) for begin, end in events) / calls / 1e3
+        return quantile([begin.elapsed_time(end) / 1e3 for begin, end in events], 0.5)
 
 
 @dataclass
