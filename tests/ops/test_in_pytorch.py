@@ -65,8 +65,12 @@ OPERATOR_PATH = {
     ("name", "layout"),
     [*((name, "contiguous") for name in FUNCTIONS), ("depthwise_conv3d", "channels_last")],
 )
-def test_inductor_computes_what_eager_does(name: str, layout: str) -> None:
+def test_inductor_computes_what_eager_does(
+    name: str, layout: str, request: pytest.FixtureRequest
+) -> None:
     """Forward and backward, compiled once for any batch and any number of frames."""
+    if name == "depthwise_conv3d":
+        request.getfixturevalue("extension")  # Inductor compiles PyTorch's conv3d for each size
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("inductor")
     function, tensors = function_call(name)
@@ -187,7 +191,9 @@ def test_fake_and_meta_tensors_have_the_real_shapes(name: str, layout: str) -> N
 
     def outputs(result: Any) -> list[Any]:
         tensors = result if isinstance(result, tuple) else (result,)
-        return [(x.shape, x.dtype, x.stride()) for x in tensors]
+        # The stride of a dimension with one element says nothing.
+        strides = ([s for s, n in zip(x.stride(), x.shape, strict=True) if n > 1] for x in tensors)
+        return [(x.shape, x.dtype, s) for x, s in zip(tensors, strides, strict=True)]
 
     real = outputs(operator(*args))
     meta = [x.to("meta") if isinstance(x, torch.Tensor) else x for x in args]
