@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     print(f"\nDone.\n{summary(result, footage.held_out)}\n\nTry it on a clip of yours:")
-    print(f"  vmf predict FILE --weights {result.run}")
+    print(f"  vmf predict FILE --weights {result.weights}")
     return 0
 
 

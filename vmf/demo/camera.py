@@ -55,7 +55,7 @@ _TURN = (math.radians(1.0), math.radians(2.6))
 # A hand's unsteadiness: deviation of the same four quantities from the path, smooth over frames.
 _SHAKE = np.array([0.003, 0.003, 0.002, math.radians(0.2)])
 # Width of the window in the middle of the clip, as a share of the film's height.
-_WINDOW = (0.3, 0.75)
+_WINDOW = (0.45, 0.7)
 # The camera need not be held level.
 _TILT = math.radians(10)
 

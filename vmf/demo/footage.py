@@ -34,9 +34,9 @@ class Footage:
     """
 
     held_out: str = "bigbuckbunny"
-    train: int = 240
+    train: int = 300
     val: int = 40
-    frames: int = 24
+    frames: int = 20
     size: int = 80
     seed: int = 0
 

@@ -30,7 +30,7 @@ class DemoResult:
         seconds: Wall time of each part, and "in all".
         confusion: PNG of the confusion matrix.
         attention: PNG of where the tokens look.
-        run: Folder of the trained weights, with curves.png.
+        weights: The trained weights; curves.png lies beside them.
     """
 
     top1: float
@@ -42,7 +42,7 @@ class DemoResult:
     seconds: dict[str, float]
     confusion: Path
     attention: Path
-    run: Path
+    weights: Path
 
 
 def training_config(
@@ -95,6 +95,7 @@ def run_demo(
     _say(2, "training")
     run = out / ("run" if kernel_size_t == 3 else f"run_kernel_size_t_{kernel_size_t}")
     config = training_config(clips, run, epochs=epochs, seed=seed, kernel_size_t=kernel_size_t)
+    # Not the best weights: they would be chosen by the very film that is to judge them.
     weights = train(config).folder / "last.safetensors"
     clock.lap("training")
 
@@ -125,7 +126,7 @@ def run_demo(
         seconds=clock.laps(),
         confusion=results / "confusion.png",
         attention=results / "attention.png",
-        run=run,
+        weights=weights,
     )
 
 
@@ -151,7 +152,8 @@ def summary(result: DemoResult, held_out: str) -> str:
         f"chance is {chance:.0%})",
         "confusion matrix": str(result.confusion),
         "where the tokens look": f"{result.attention} ({name} {probability:.0%})",
-        "curves and weights": f"{result.run}/curves.png, {result.run}/last.safetensors",
+        "training curves": str(result.weights.with_name("curves.png")),
+        "weights": str(result.weights),
         "training step": f"{ours:.0f} clips/s with our kernels, {theirs:.0f} with PyTorch's "
         f"({ours / theirs:.1f} times as fast)",
         "wall time": f"{_duration(result.seconds['in all'])} ({laps})",

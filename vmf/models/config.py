@@ -179,12 +179,12 @@ BASES = (
 TINY = Config(
     "vmf_tiny",
     stem=8,
-    blocks="L2-8 | D4-16 M3-16 | D4-32 M3-32 | D4-64 M3-64",
+    blocks="L2-8 | D4-16 M3-16 | D4-32 M3-32 M3-32",
     num_tokens=4,
     token_dim=64,
     head_features=256,
     frames=8,
-    size=64,
+    size=48,
 )
 
 
