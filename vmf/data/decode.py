@@ -169,7 +169,7 @@ def _frames_from(
                 position = round((frame.pts - origin) * ticks)
             yield position, frame
     except av.FFmpegError as error:
-        rule = f"damaged or truncated after frame {position}: {error.strerror}"
+        rule = f"damaged or truncated at frame {position + 1} ({error.strerror})"
         raise VideoError(path, rule) from None
 
 
