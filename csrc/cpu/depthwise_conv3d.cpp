@@ -60,6 +60,7 @@ class Gatherer {
         reader_(from, from_strides_, shape.channels_last, plan.w.from, plan.columns.left,
                 plan.columns.width, plan.split.group_size() * kParts),
         parts_(plan.split.group_size() * kParts),
+        kernels_(plan.columns.phases),
         lists_(chunk_ * plan.columns.phases),
         taps_(chunk_ * plan.repeat * volume(shape.kernel)),
         next_from_(from, from_strides_, shape.channels_last,
@@ -80,6 +81,10 @@ class Gatherer {
       parts_[i].bias = parts_[i].weight + weights;
     }
     rows_ = memory_ + count * part_size_;
+    for (int64_t p = 0; p < plan.columns.phases; ++p) {
+      const Phase& phase = plan.columns.phase[p];
+      kernels_[p] = find_row_kernel<Real>(phase.chunk, phase.advance, phase.count);
+    }
   }
 
   void run(int64_t index) {
@@ -185,7 +190,7 @@ class Gatherer {
         const int64_t step = direct == nullptr ? kCount : to_strides_.w;
         for (int64_t p = 0; p < plan_.columns.phases; ++p, ++list) {
           const Phase& phase = plan_.columns.phase[p];
-          find_row_kernel<Real>(phase.chunk, phase.advance, phase.count)(
+          kernels_[p](
               &taps_[list->begin], plan_.repeat, list->count, phase.advance, part.ring,
               part.weight, part.bias, row + phase.first * step, phase.step * step, phase.count);
         }
@@ -241,7 +246,8 @@ class Gatherer {
   int64_t first_lane_ = -1, count_ = 0;     // the lanes at hand, and in how many vectors
   Reader<T> reader_;
   Array<Part> parts_;
-  Array<List> lists_;  // [row][phase]
+  Array<RowKernel<Real>> kernels_;  // [phase]
+  Array<List> lists_;               // [row][phase]
   Array<RowTap> taps_;
   Prefetcher<T> next_from_, next_to_;
   Real* memory_;  // of parts_, part_size_ each; the ring comes first

@@ -199,7 +199,7 @@ class Split {
         int64_t row_bytes, int64_t work, bool shared_bunches = false)
       : batch_(batch), channels_(channels), h_(h.to), t_(t.to) {
     if (batch * channels * h.to * t.to == 0) return;
-    bunch_ = choose_bunch();
+    bunch_ = choose_bunch(channels_last);
     blocks_ = ceil_div(bunch_ * channels, kBlock);
     bunches_ = ceil_div(batch, bunch_);
 
@@ -217,8 +217,8 @@ class Split {
       h_size_ = ceil_div(h_, n);
     }
 
-    // Enough items to balance many threads, but none below some ten microseconds.
-    constexpr int64_t kItems = 32, kWork = 1 << 19;
+    // Enough items to balance many threads, but none below some fifty microseconds.
+    constexpr int64_t kItems = 32, kWork = 1 << 21;
     const int64_t wanted = smaller(kItems, work / kWork);
     while (bunches_ * items_per_bunch() < wanted && split_further(t, h)) continue;
 
@@ -278,16 +278,18 @@ class Split {
     return true;
   }
 
-  // The fewest samples that leave the fewest lanes idle, where a sample alone has few: memory is
-  // read fastest one sample after the other.
-  int64_t choose_bunch() const {
+  // The fewest samples that leave the fewest lanes idle. Channels-last memory is read fastest one
+  // sample after the other: there, only where a sample alone has few lanes.
+  int64_t choose_bunch(bool channels_last) const {
+    const int64_t limit = (channels_last ? 4 : 32) * kBlock;
+    const double gain = channels_last ? 0.1 : 0.02;
     int64_t best = 1;
     const auto idle = [&](int64_t samples) {
       const int64_t lanes = samples * channels_;
       return static_cast<double>(ceil_div(lanes, kBlock) * kBlock) / static_cast<double>(lanes);
     };
-    for (int64_t samples = 2; samples <= batch_ && samples * channels_ <= 4 * kBlock; ++samples) {
-      if (idle(samples) < idle(best) - 0.1) best = samples;
+    for (int64_t samples = 2; samples <= batch_ && samples * channels_ <= limit; ++samples) {
+      if (idle(samples) < idle(best) - gain) best = samples;
     }
     return best;
   }
