@@ -15,8 +15,8 @@ help: ## this list
 demo: build ## train a small Video Mobile-Former to recognise camera motion, on real footage
 	$(PY) -m vmf.demo
 
-test: build ## every test
-	$(PY) -m pytest
+test: build ## every test, on all cores
+	$(PY) -m pytest -q -n auto
 
 lint: $(VENV)/installed ## ruff, mypy and clang-format, all of them read-only
 	$(PY) -m ruff check .

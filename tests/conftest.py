@@ -1,5 +1,6 @@
 """What every test has: poisoned memory, fixed seeds, and the ways to run the kernels."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -35,6 +36,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="the installation has no C++ extension: skip what needs it instead of failing",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Several workers on all cores each would only wait for one another.
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
