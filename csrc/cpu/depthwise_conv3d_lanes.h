@@ -157,23 +157,32 @@ class Reader {
     return end;
   }
 
+  // In pieces of a row: a compromise between the order of memory read and of memory written.
   void read_channels_last(int64_t offset, Real* to, int64_t step) const {
-    for (int64_t w = 0; w < columns_; ++w, offset += strides_.w, to += kCount) {
+    constexpr int64_t kPiece = 8;
+    for (int64_t w = 0; w < columns_; w += kPiece) {
+      const int64_t count = smaller(kPiece, columns_ - w);
       for (int64_t i = 0; i < count_; ++i) {
-        const Vector& vector = vectors_[i];
-        Vec<Real> v;
-        if (vector.whole) {
-          v = load(data_ + vector.offset[0] + offset);
-        } else {
-          v = Vec<Real>{};
-          for (int64_t k = vector.windows_begin; k < vector.windows_end; ++k) {
-            const Window& window = windows_[k];
-            const Vec<Real> x = load_some(data_ + window.offset + offset, loaded_);
-            v = window.taken ? permute(x, window.index) : v;
-          }
-        }
-        store(to + i * step, v);
+        const int64_t at = offset + w * strides_.w;
+        read_vector(vectors_[i], at, count, to + i * step + w * kCount);
       }
+    }
+  }
+
+  void read_vector(const Vector& vector, int64_t offset, int64_t columns, Real* to) const {
+    if (vector.whole) {
+      const T* from = data_ + vector.offset[0] + offset;
+      for (int64_t w = 0; w < columns; ++w) store(to + w * kCount, load(from + w * strides_.w));
+      return;
+    }
+    for (int64_t w = 0; w < columns; ++w) {
+      Vec<Real> v{};
+      for (int64_t k = vector.windows_begin; k < vector.windows_end; ++k) {
+        const Window& window = windows_[k];
+        const T* from = data_ + window.offset + offset + w * strides_.w;
+        v = window.taken ? permute(load_some(from, loaded_), window.index) : v;
+      }
+      store(to + w * kCount, v);
     }
   }
 

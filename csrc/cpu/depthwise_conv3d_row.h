@@ -44,8 +44,10 @@ void convolve_row(const RowTap* taps, int64_t groups, int64_t count, int64_t adv
         for (int k = 0; k < Taps; ++k) weight[k] = load(weights + taps[i].weight + k * lanes);
 #pragma GCC unroll 64
         for (int column = 0; column < kColumns; ++column) {
-          Vec<Real> x = load(from + column * (Advance == 0 ? advance : 1) * lanes);
+          Vec<Real> x = load(from);
           pin(x);
+          from += (Advance == 0 ? advance : 1) * lanes;
+          if (Advance == 0) pin_address(from);
 #pragma GCC unroll 8
           for (int k = 0; k < Taps; ++k) {
             const int r = (column - k) / kStep;
@@ -55,11 +57,12 @@ void convolve_row(const RowTap* taps, int64_t groups, int64_t count, int64_t adv
           }
         }
       }
-      Real* tile = to + first * step;
-      const Real* add = group == 0 ? bias : tile;
-      const int64_t add_step = group == 0 ? 0 : step;
+      Real* at = to + first * step;
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) store(tile + r * step, load(add + r * add_step) + sum[r]);
+      for (int r = 0; r < R; ++r, at += step) {
+        pin_address(at);
+        store(at, load(group == 0 ? bias : at) + sum[r]);
+      }
     }
     if (first + R >= columns) return;
     // The last tile overlaps the one before: tiles are near equal, so by few columns.

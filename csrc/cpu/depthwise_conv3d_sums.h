@@ -41,8 +41,10 @@ void sum_rows(const int64_t* inputs, const Real* held, const Real* grads, int64_
           const Real* input = held + inputs[j] + tile * R * advance * lanes;
 #pragma GCC unroll 32
           for (int column = 0; column < kColumns; ++column) {
-            Vec<Real> x = load(input + column * (Advance == 0 ? advance : 1) * lanes);
+            Vec<Real> x = load(input);
             pin(x);
+            input += (Advance == 0 ? advance : 1) * lanes;
+            if (Advance == 0) pin_address(input);
 #pragma GCC unroll 8
             for (int k = 0; k < Taps; ++k) {
               const int i = (column - k) / kStep;
