@@ -4,8 +4,8 @@
 // to its own place in the scratch; `finish` adds the items up in the order of their numbers. Which
 // items there are follows from the shape alone, so neither threads nor their order change a bit.
 //
-// Sums are short: registers hold those of a few rows of one frame, the item adds these up over its
-// frames, `finish` over the items. A single chain over a million positions would lose digits.
+// Sums are short: registers hold those of a few rows, these are added up over a frame, frames over
+// an item, and `finish` adds the items. A single chain over a million positions would lose digits.
 #include "../workspace.h"
 #include "depthwise_conv3d.h"
 #include "depthwise_conv3d_lanes.h"
@@ -39,6 +39,11 @@ struct SumsPlan {
   int64_t channels;
   Split split;
 };
+
+template <typename Real>
+void add_vectors(const Real* from, int64_t size, Real* to) {
+  for (int64_t i = 0; i < size; i += kLanes<Real>) store(to + i, load(to + i) + load(from + i));
+}
 
 // A vector's sums are [tap, then the bias][lane], an item's those of the vectors of a group.
 template <typename Real>
@@ -87,8 +92,10 @@ class Summer {
         any_(shape.kernel[0] * shape.kernel[1]) {
     const int64_t count = plan.split.group_size() * kParts;
     part_size_ = zeros_ + row_size_ + plan.split.h_size() * grad_columns_ * kCount;
-    ring_ = static_cast<Real*>(workspace(count * part_size_ * sizeof(Real)));
+    const int64_t sums = vector_sums<Real>(shape);
+    ring_ = static_cast<Real*>(workspace((count * part_size_ + sums) * sizeof(Real)));
     grads_ = ring_ + zeros_ + row_size_;
+    frame_sums_ = ring_ + count * part_size_;
     for (int64_t i = 0; i < count; ++i) {
       fill_zero(ring_ + i * part_size_ + zeros_, plan.columns.width);
     }
@@ -114,6 +121,7 @@ class Summer {
     next_input_.attach(item.lanes, 1, shape_.multiplier);
     const int64_t vectors = ceil_div(item.lanes.size(), kCount);
     const Range held = plan_.h.sources(item.h);
+    const int64_t size = vector_sums<Real>(shape_);
     int64_t next = 0;  // frame to be read
     for (int64_t t = item.t.begin; t < item.t.end; ++t) {
       const Range frames = plan_.t.sources({t, t + 1});
@@ -126,7 +134,7 @@ class Summer {
       prefetch(t, item, held, vectors * shape_.kernel[0] * shape_.kernel[1] / plan_.tile.rows);
       for (int64_t i = 0; i < vectors; ++i) {
         add_frame(ring_ + i * part_size_, grads_ + i * part_size_, item.h.size(),
-                  sums + i * vector_sums<Real>(shape_));
+                  sums + i * size);
       }
     }
   }
@@ -162,6 +170,14 @@ class Summer {
   }
 
   void add_frame(const Real* ring, const Real* grads, int64_t rows, Real* sums) {
+    if (rows <= rows_summed(grad_columns_)) return sum_frame(ring, grads, rows, sums);
+    const int64_t size = vector_sums<Real>(shape_);
+    fill_zero(frame_sums_, size / kCount);
+    sum_frame(ring, grads, rows, frame_sums_);
+    add_vectors(frame_sums_, size, sums);
+  }
+
+  void sum_frame(const Real* ring, const Real* grads, int64_t rows, Real* sums) {
     const Columns& columns = plan_.columns;
     const Phase& phase = columns.phase[0];
     const int64_t kernel_rows = shape_.kernel[0] * shape_.kernel[1], taps = shape_.kernel[2];
@@ -204,6 +220,7 @@ class Summer {
   int64_t part_size_;                       // what is held for a vector:
   Real* ring_;                              // [frame % frames_][row][column][lane], zeros
   Real* grads_;                             // [row][column][lane] of one frame
+  Real* frame_sums_;                        // of a vector
 };
 
 // Adds up the items and turns the sums of each lane into rows of the weight.
@@ -228,9 +245,7 @@ void finish(const Shape& shape, const void* scratch, void* grad_weight, void* gr
       for (int64_t part = 0; part < split.parts(); ++part) {
         const Real* sums = static_cast<const Real*>(scratch) + i % group * size +
                            (bunch + i / group * split.parts() + part) * item_sums(shape, plan);
-        for (int64_t k = 0; k < size; k += count) {
-          store(vector + k, load(vector + k) + load(sums + k));
-        }
+        add_vectors(sums, size, vector);
       }
     }
     for (int64_t k = 0; k <= taps; k += count) {

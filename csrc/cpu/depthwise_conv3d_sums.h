@@ -19,6 +19,10 @@ template <typename Real>
 using SumKernel = void (*)(const int64_t* inputs, const Real* held, const Real* grads, int64_t rows,
                            int64_t tiles, int64_t advance, Real* sums, int64_t sums_step);
 
+// Rows that are summed in registers before they are added to memory: chains of some 32 positions
+// lose few digits and cost little to add up.
+inline int64_t rows_summed(int64_t columns) { return larger(1, 32 / columns); }
+
 template <typename Real, int Rows, int Taps, int Advance, int R>
 void sum_rows(const int64_t* inputs, const Real* held, const Real* grads, int64_t rows,
               int64_t tiles, int64_t advance, Real* sums, int64_t sums_step) {
@@ -26,8 +30,7 @@ void sum_rows(const int64_t* inputs, const Real* held, const Real* grads, int64_
   constexpr int kStep = Advance == 0 ? 1 : Advance;  // in columns loaded
   constexpr int kColumns = (R - 1) * kStep + Taps;
   if (Advance != 0) advance = Advance;
-  // Chains of some 64 positions lose few digits and cost little to add up.
-  const int64_t chunk = larger(1, 64 / (tiles * R));
+  const int64_t chunk = rows_summed(tiles * R);
   for (int64_t begin = 0; begin < rows; begin += chunk) {
     const int64_t end = smaller(begin + chunk, rows);
     Vec<Real> sum[Rows][Taps] = {};
