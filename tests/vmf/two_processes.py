@@ -1,4 +1,4 @@
-"""What test_training_distributed.py has torchrun start: arguments are a config and three folders."""
+"""What torchrun starts in test_training_distributed.py: a config and three folders are given."""
 
 import sys
 
