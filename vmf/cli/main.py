@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from vmf.cli.errors import UsageError
+from vmf.threads import wait_briefly
 
 COMMANDS = {
     "train": "train a network on a folder or list of videos",
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 for a user's mistake, 128 + n for a signal n.
     """
+    wait_briefly()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         listed = "\n".join(f"  {name:8} {what}" for name, what in COMMANDS.items())

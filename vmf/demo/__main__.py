@@ -7,10 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmf.demo.films import FILMS
-from vmf.demo.footage import Footage
-from vmf.demo.run import run_demo, summary
-from vmf.training import Stopped
+from vmf.threads import wait_briefly
+
+wait_briefly()
+
+from vmf.demo.films import FILMS  # noqa: E402 (after the line that must come before PyTorch)
+from vmf.demo.footage import Footage  # noqa: E402
+from vmf.demo.run import run_demo, summary  # noqa: E402
+from vmf.training import Stopped  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--held-out", choices=list(FILMS), default=Footage.held_out, help="the film to test on")
     add("--train-clips", type=int, default=Footage.train, help="training clips of each class")
     add("--val-clips", type=int, default=Footage.val, help="clips of the held-out film per class")
-    add("--epochs", type=int, default=8, help="passes over the training clips")
+    add("--epochs", type=int, default=10, help="passes over the training clips")
     add("--seed", type=int, default=0, help="of the training run")
     add("--kernel-size-t", type=int, default=3, help="temporal kernel size; 1 cannot see motion")
     return parser
