@@ -13,7 +13,8 @@ struct Kernels {
 };
 
 const Kernels& kernels() {
-  static const Kernels table[] = {  // in the order of built_isas()
+  static const Kernels table[] = {
+      // in the order of built_isas()
       {&baseline::depthwise_conv3d_kernels, &baseline::depthwise_conv3d_grad_weight_kernels},
 #if defined(__x86_64__)
       {&avx2::depthwise_conv3d_kernels, &avx2::depthwise_conv3d_grad_weight_kernels},

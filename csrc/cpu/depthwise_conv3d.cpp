@@ -3,8 +3,9 @@
 //
 // An item is a block of lanes, some rows and some frames. It holds the frames read that the frame
 // being written needs as a ring over T, packed by Reader: each is read from memory once.
-#include "../workspace.h"
 #include "depthwise_conv3d.h"
+
+#include "../workspace.h"
 #include "depthwise_conv3d_lanes.h"
 #include "depthwise_conv3d_plan.h"
 #include "depthwise_conv3d_prefetch.h"
@@ -190,9 +191,9 @@ class Gatherer {
         const int64_t step = direct == nullptr ? kCount : to_strides_.w;
         for (int64_t p = 0; p < plan_.columns.phases; ++p, ++list) {
           const Phase& phase = plan_.columns.phase[p];
-          kernels_[p](
-              &taps_[list->begin], plan_.repeat, list->count, phase.advance, part.ring,
-              part.weight, part.bias, row + phase.first * step, phase.step * step, phase.count);
+          kernels_[p](&taps_[list->begin], plan_.repeat, list->count, phase.advance, part.ring,
+                      part.weight, part.bias, row + phase.first * step, phase.step * step,
+                      phase.count);
         }
         if (!shape_.channels_last) {
           buffer += plan_.w.to * kCount;
@@ -227,9 +228,11 @@ class Gatherer {
         const int64_t from_h = plan_.h.source(h, kh);
         if (from_h < 0) continue;
         const int64_t row = frame(repeat, from_t) + (from_h - held.begin) * row_size_;
-        const int64_t first = ((repeat * shape_.kernel[0] + kt) * shape_.kernel[1] + kh) * columns.taps;
+        const int64_t first =
+            ((repeat * shape_.kernel[0] + kt) * shape_.kernel[1] + kh) * columns.taps;
         for (int64_t k = phase.taps_begin; k < phase.taps_end; k += phase.chunk) {
-          taps_[count++] = {row + (columns.left + columns.offset[k]) * kCount, (first + k) * kCount};
+          taps_[count++] = {row + (columns.left + columns.offset[k]) * kCount,
+                            (first + k) * kCount};
         }
       }
     }

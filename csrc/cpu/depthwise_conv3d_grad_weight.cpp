@@ -65,20 +65,19 @@ class Summer {
         plan_(plan),
         scratch_(scratch),
         grad_columns_(plan.tile.tiles * plan.tile.columns),
-        grad_(grad,
-              activation_strides(plan.channels, plan.t.to, plan.h.to, plan.w.to,
-                                 shape.channels_last),
-              shape.channels_last, plan.w.to, 0, grad_columns_, plan.split.group_size() * kParts),
+        grad_(
+            grad,
+            activation_strides(plan.channels, plan.t.to, plan.h.to, plan.w.to, shape.channels_last),
+            shape.channels_last, plan.w.to, 0, grad_columns_, plan.split.group_size() * kParts),
         input_(input,
                activation_strides(shape.channels, plan.t.from, plan.h.from, plan.w.from,
                                   shape.channels_last),
                shape.channels_last, plan.w.from, plan.columns.left, plan.columns.width,
                plan.split.group_size() * kParts),
-        next_grad_(grad,
-                   activation_strides(plan.channels, plan.t.to, plan.h.to, plan.w.to,
-                                      shape.channels_last),
-                   shape.channels_last, plan.channels, plan.w.to,
-                   plan.split.group_size() * kBlock),
+        next_grad_(
+            grad,
+            activation_strides(plan.channels, plan.t.to, plan.h.to, plan.w.to, shape.channels_last),
+            shape.channels_last, plan.channels, plan.w.to, plan.split.group_size() * kBlock),
         next_input_(input,
                     activation_strides(shape.channels, plan.t.from, plan.h.from, plan.w.from,
                                        shape.channels_last),
@@ -133,8 +132,7 @@ class Summer {
       list_inputs(t, item.h, held);
       prefetch(t, item, held, vectors * shape_.kernel[0] * shape_.kernel[1] / plan_.tile.rows);
       for (int64_t i = 0; i < vectors; ++i) {
-        add_frame(ring_ + i * part_size_, grads_ + i * part_size_, item.h.size(),
-                  sums + i * size);
+        add_frame(ring_ + i * part_size_, grads_ + i * part_size_, item.h.size(), sums + i * size);
       }
     }
   }
@@ -160,9 +158,8 @@ class Summer {
           const int64_t from_t = plan_.t.source(t, row / shape_.kernel[1]);
           const int64_t from_h = plan_.h.source(y, row % shape_.kernel[1]);
           const bool padding = from_t < 0 || from_h < 0;
-          inputs_[count++] = padding ? zeros_
-                                     : from_t % frames_ * frame_size_ +
-                                           (from_h - held.begin) * row_size_;
+          inputs_[count++] =
+              padding ? zeros_ : from_t % frames_ * frame_size_ + (from_h - held.begin) * row_size_;
           any_[first] = any_[first] || !padding;
         }
       }
@@ -187,9 +184,9 @@ class Summer {
       next_input_.advance();
       if (!any_[row]) continue;
       for (int64_t k = phase.taps_begin; k < phase.taps_end; k += phase.chunk) {
-        kernel(&inputs_[row * rows], ring + (columns.left + columns.offset[k]) * kCount, grads, rows,
-               plan_.tile.tiles, phase.advance,
-               sums + (row * taps + columns.tap[k]) * kCount, taps * kCount);
+        kernel(&inputs_[row * rows], ring + (columns.left + columns.offset[k]) * kCount, grads,
+               rows, plan_.tile.tiles, phase.advance, sums + (row * taps + columns.tap[k]) * kCount,
+               taps * kCount);
       }
     }
     add_bias(grads, rows, sums + kernel_rows * taps * kCount);

@@ -265,8 +265,9 @@ class Split {
     const auto half = [](int64_t size) { return ceil_div(size, 2); };
     // How much more is read, or how much slower: the latter a guess.
     const auto more = [&](const Axis& axis, int64_t size) {
-      return size == 1 ? 1e9 : 2.0 * static_cast<double>(axis.span(half(size))) /
-                                   static_cast<double>(larger(axis.span(size), 1));
+      return size == 1 ? 1e9
+                       : 2.0 * static_cast<double>(axis.span(half(size))) /
+                             static_cast<double>(larger(axis.span(size), 1));
     };
     const double narrower = group_size_ == 1 ? 1e9 : group_size_ > kWide ? 1.1 : 1.5;
     const double shorter = more(t, t_size_), lower = more(h, h_size_);

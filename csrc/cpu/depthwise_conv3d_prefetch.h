@@ -1,9 +1,10 @@
 // Asks for memory ahead of its use, a little with each row of arithmetic.
 //
 // A group's frame is read in one go and then computed with for long. Left alone, memory would idle
-// through the arithmetic and the arithmetic would wait for memory; so the next frame is fetched into
-// the second-level cache meanwhile, line by line in the order of addresses. That pays channels-last.
-// Contiguous lanes are long runs, which the hardware's own prefetcher follows better.
+// through the arithmetic and the arithmetic would wait for memory; so the next frame is fetched
+// into the second-level cache meanwhile, line by line in the order of addresses. That pays
+// channels-last. Contiguous lanes are long runs, which the hardware's own prefetcher follows
+// better.
 #pragma once
 
 #include "depthwise_conv3d_plan.h"
@@ -55,8 +56,10 @@ class Prefetcher {
   template <bool Write = false>
   void advance() {
     for (int64_t i = 0; i < lines_ && run_ < count_; ++i) {
-      const char* p = data_ + (runs_[run_].offset + offset_ + step_ * strides_.w) *
-                                  static_cast<int64_t>(sizeof(T)) + position_;
+      const char* p =
+          data_ +
+          (runs_[run_].offset + offset_ + step_ * strides_.w) * static_cast<int64_t>(sizeof(T)) +
+          position_;
       if (Write) {
         prefetch_to_write(p);
       } else {

@@ -71,9 +71,7 @@ void convolve_row(const RowTap* taps, int64_t groups, int64_t count, int64_t adv
 }
 
 // As many results as leave registers for the weights of a run and two columns.
-constexpr int max_tile(int taps) {
-  return kRegisters - taps - 2 < 16 ? kRegisters - taps - 2 : 16;
-}
+constexpr int max_tile(int taps) { return kRegisters - taps - 2 < 16 ? kRegisters - taps - 2 : 16; }
 
 template <typename Real, int Taps, int Advance, int R = max_tile(Taps)>
 RowKernel<Real> find_tile(int64_t tile) {

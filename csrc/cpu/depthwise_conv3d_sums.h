@@ -12,8 +12,8 @@ namespace vmf {
 namespace VMF_ISA {
 namespace {
 
-// Adds to sums[kernel row * sums_step + column tap * lanes + lane]. held + inputs[row * Rows + i] is
-// the row of the input that row `row` of the gradient meets under the i-th kernel row, from the
+// Adds to sums[kernel row * sums_step + column tap * lanes + lane]. held + inputs[row * Rows + i]
+// is the row of the input that row `row` of the gradient meets under the i-th kernel row, from the
 // column under the first tap of the first gradient; `grads` has `tiles` tiles of R columns a row.
 template <typename Real>
 using SumKernel = void (*)(const int64_t* inputs, const Real* held, const Real* grads, int64_t rows,
@@ -75,7 +75,7 @@ constexpr int max_gradients(int sums) {
   return kRegisters - sums - 2 < 8 ? kRegisters - sums - 2 : 8;
 }
 
-template <typename Real, int Rows, int Taps, int Advance, int R = max_gradients(Rows* Taps)>
+template <typename Real, int Rows, int Taps, int Advance, int R = max_gradients(Rows * Taps)>
 SumKernel<Real> find_gradients(int64_t tile) {
   if constexpr (R > 0) {
     return tile == R ? sum_rows<Real, Rows, Taps, Advance, R>

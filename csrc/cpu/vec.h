@@ -75,8 +75,8 @@ inline void pin(V& v) {
 #endif
 }
 
-// Makes GCC step from address to address: it would rather compute all of a tile's ahead of the loop,
-// and spill them.
+// Makes GCC step from address to address: it would rather compute all of a tile's ahead of the
+// loop, and spill them.
 template <typename T>
 inline void pin_address(T*& p) {
   asm("" : "+r"(p));
