@@ -175,15 +175,21 @@ class Reader {
       for (int64_t w = 0; w < columns; ++w) store(to + w * kCount, load(from + w * strides_.w));
       return;
     }
-    for (int64_t w = 0; w < columns; ++w) {
-      Vec<Real> v{};
-      for (int64_t k = vector.windows_begin; k < vector.windows_end; ++k) {
+    const Window& first = windows_[vector.windows_begin];
+    const IndexVec<Real> index = first.index, taken = first.taken;
+    for (int64_t w = 0; w < columns; ++w, offset += strides_.w) {
+      Vec<Real> v = taken ? permute(load_window(first, offset), index) : Vec<Real>{};
+      for (int64_t k = vector.windows_begin + 1; k < vector.windows_end; ++k) {
         const Window& window = windows_[k];
-        const T* from = data_ + window.offset + offset + w * strides_.w;
-        v = window.taken ? permute(load_some(from, loaded_), window.index) : v;
+        v = window.taken ? permute(load_window(window, offset), window.index) : v;
       }
       store(to + w * kCount, v);
     }
+  }
+
+  Vec<Real> load_window(const Window& window, int64_t offset) const {
+    const T* from = data_ + window.offset + offset;
+    return loaded_ == kCount ? load(from) : load_some(from, loaded_);
   }
 
   // The rows of a lane follow each other in memory: transposed as one long row.
