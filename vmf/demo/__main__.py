@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--held-out", choices=list(FILMS), default=Footage.held_out, help="the film to test on")
     add("--train-clips", type=int, default=Footage.train, help="training clips of each class")
     add("--val-clips", type=int, default=Footage.val, help="clips of the held-out film per class")
-    add("--epochs", type=int, default=8, help="passes over the training clips")
+    add("--epochs", type=int, default=10, help="passes over the training clips")
     add("--seed", type=int, default=0, help="of the training run")
     add("--kernel-size-t", type=int, default=3, help="temporal kernel size; 1 cannot see motion")
     return parser
