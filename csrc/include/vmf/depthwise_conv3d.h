@@ -35,9 +35,9 @@ int64_t depthwise_conv3d_grad_input_items(const DepthwiseConv3dShape& shape);
 void depthwise_conv3d_grad_input(const DepthwiseConv3dShape& shape, const void* grad_output,
                                  const void* weight, void* grad_input, int64_t begin, int64_t end);
 
-// In two steps: the items write partial sums into `scratch` (of ..._scratch bytes, which need not be
-// initialised), then ..._finish adds them in a fixed order into grad_weight and grad_bias, either
-// of which may be null.
+// In two steps: the items write partial sums into `scratch` (of ..._scratch bytes, which need not
+// be initialised), then ..._finish adds them in a fixed order into grad_weight and grad_bias,
+// either of which may be null.
 int64_t depthwise_conv3d_grad_weight_items(const DepthwiseConv3dShape& shape);
 int64_t depthwise_conv3d_grad_weight_scratch(const DepthwiseConv3dShape& shape);
 void depthwise_conv3d_grad_weight(const DepthwiseConv3dShape& shape, const void* grad_output,

@@ -20,7 +20,8 @@ std::string current_isa();
 // Uses another one from now on. Throws std::invalid_argument unless it is supported.
 void set_isa(const std::string& name);
 
-// The position of current_isa() in built_isas(): each op keeps its kernels in a table of that order.
+// The position of current_isa() in built_isas(): each op keeps its kernels in a table of that
+// order.
 int current_isa_index();
 
 }  // namespace vmf
