@@ -7,6 +7,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from vmf_kernels import _extension
 from vmf_kernels.checks import without_autocast
 
@@ -52,9 +54,19 @@ class Op:
             replace(b, run=without_autocast(b.run)) if b.name == "reference" else b
             for b in backends
         )
+        # The whole of an ordinary call without gradients in C++ (csrc/bindings/direct.h).
+        self._infer = getattr(_extension._C, f"infer_{name}", None)
         OPS[name] = self
 
     def __call__(self, *args: Any) -> Any:
+        if (
+            self._infer is not None
+            and not torch.compiler.is_compiling()
+            and current_backend() in ("auto", "cpu")
+        ):
+            output = self._infer(*args)
+            if output is not None:
+                return output
         prepared = self.prepare(*args)
         return self.select(*prepared).run(*prepared)
 

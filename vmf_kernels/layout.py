@@ -17,7 +17,7 @@ def is_channels_last(features: Tensor) -> bool:
         memory (one position), False.
     """
     # Size.numel() would fix symbolic sizes.
-    return features.stride(1) == 1 and math.prod(features.shape[2:]) > 1
+    return bool(features.stride(1) == 1 and math.prod(features.shape[2:]) > 1)
 
 
 def to_layout(features: Tensor, channels_last: bool) -> Tensor:

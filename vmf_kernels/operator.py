@@ -4,15 +4,18 @@ A Python-registered gradient costs an eager training call about 25 us more than 
 `autograd.Function` does, and every call without gradients 5 us more than the op alone. So an
 `Operator` registers its gradient with the op (for `torch.compile`, `torch.export`, `opcheck` and
 `torch.func`) and takes the shorter road itself in plain eager mode; both share one `setup_context`
-and one `backward`.
+and one `backward`. The dispatcher costs another 5 to 10 us: plain CPU tensors go straight to the
+kernel's binding while nothing listens to the dispatcher (csrc/bindings/direct.h).
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
+from vmf_kernels import _extension
 from vmf_kernels.checks import without_autocast
 
 NAMESPACE = "vmf_kernels"
@@ -49,7 +52,8 @@ class Operator:
         packet = getattr(getattr(torch.ops, NAMESPACE), self.name)
         register_flop_formula(packet)(_flops_from_shapes(flops))
         self.op = packet.default
-        self._function = _function(self.op, setup_context, backward)
+        self._direct = getattr(_extension._C, self.name, None)
+        self._function = _function(self, setup_context, backward)
         self._transformable = _transformable(self, setup_context, backward)
 
     def __call__(self, *args: Any) -> Any:
@@ -57,25 +61,44 @@ class Operator:
             return self.op(*args)
         if torch._C._are_functorch_transforms_active():
             return self._transformable.apply(*args)
-        if torch.is_grad_enabled() and any(
-            isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args
-        ):
-            return self._function.apply(*args)
+        if forward_ad._current_level >= 0:
+            return self._function.apply(*args)  # which refuses tangents instead of dropping them
+        if torch.is_grad_enabled():
+            for arg in args:
+                if isinstance(arg, torch.Tensor) and arg.requires_grad:
+                    return self._function.apply(*args)
+        return self.below_autograd(*args)
+
+    def below_autograd(self, *args: Any) -> Any:
+        """The op without its gradient, and without PyTorch's dispatcher where nothing listens."""
+        if self._direct is not None:
+            output = self._direct(*args)
+            if output is not None:
+                return output
         with torch._C._AutoDispatchBelowAutograd():
             return self.op(*args)
 
 
 def _function(
-    op: Callable[..., Any], setup_context: Callable[..., None], backward: Callable[..., Any]
+    operator: "Operator", setup_context: Callable[..., None], backward: Callable[..., Any]
 ) -> type[torch.autograd.Function]:
     def forward(ctx: Any, *args: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            output = op(*args)
+        output = operator.below_autograd(*args)
         setup_context(ctx, args, output)
         return output
 
-    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    return type(op.__name__, (torch.autograd.Function,), members)
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(
+            f"{operator.name}: forward-mode derivatives are not defined for kernels "
+            "(use_backend('reference') has them)"
+        )
+
+    members = {
+        "forward": staticmethod(forward),
+        "backward": staticmethod(backward),
+        "jvp": staticmethod(jvp),
+    }
+    return type(operator.name, (torch.autograd.Function,), members)
 
 
 def _transformable(

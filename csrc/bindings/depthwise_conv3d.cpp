@@ -6,10 +6,12 @@
 #include <optional>
 #include <tuple>
 
-#include "bindings/tensor.h"
+#include "bindings/direct.h"
 
 namespace vmf::bindings {
 namespace {
+
+constexpr int64_t kLimit = int64_t{1} << 40;  // as in geometry.py: beyond any memory
 
 // The shape of the whole problem from those of its parts; refuses parts that do not fit.
 DepthwiseConv3dShape make_shape(const Ints& input, int64_t out_channels, const Ints& kernel,
@@ -18,6 +20,10 @@ DepthwiseConv3dShape make_shape(const Ints& input, int64_t out_channels, const I
   STD_TORCH_CHECK(input.size() == 5 && kernel.size() == 3 && stride.size() == 3 &&
                       padding.size() == 6 && dilation.size() == 3,
                   "depthwise_conv3d: 5 sizes, 3 strides, 6 paddings and 3 dilations are needed");
+  for (const Ints* ints : {&input, &kernel, &stride, &padding, &dilation}) {
+    STD_TORCH_CHECK(std::all_of(ints->begin(), ints->end(), [](int64_t i) { return i < kLimit; }),
+                    "depthwise_conv3d: sizes and settings must be below 2**40");
+  }
   STD_TORCH_CHECK(input[1] > 0 && out_channels > 0 && out_channels % input[1] == 0,
                   "depthwise_conv3d: output channels must be a multiple of the input's");
   DepthwiseConv3dShape shape{};
@@ -26,11 +32,14 @@ DepthwiseConv3dShape make_shape(const Ints& input, int64_t out_channels, const I
   shape.multiplier = out_channels / input[1];
   shape.channels_last = channels_last;
   shape.dtype = dtype;
+  double elements = static_cast<double>(input[0]) * static_cast<double>(out_channels);
   for (int i = 0; i < 3; ++i) {
     STD_TORCH_CHECK(kernel[i] > 0 && stride[i] > 0 && dilation[i] > 0 && padding[2 * i] >= 0 &&
                         padding[2 * i + 1] >= 0,
                     "depthwise_conv3d: kernel, stride and dilation must be positive, padding not "
                     "negative");
+    STD_TORCH_CHECK(dilation[i] <= kLimit / kernel[i],
+                    "depthwise_conv3d: the kernel must fit into the padded input");
     const int64_t room =
         input[i + 2] + padding[2 * i] + padding[2 * i + 1] - dilation[i] * (kernel[i] - 1) - 1;
     STD_TORCH_CHECK(room >= 0, "depthwise_conv3d: the kernel must fit into the padded input");
@@ -40,7 +49,10 @@ DepthwiseConv3dShape make_shape(const Ints& input, int64_t out_channels, const I
     shape.stride[i] = stride[i];
     shape.padding[i] = padding[2 * i];
     shape.dilation[i] = dilation[i];
+    elements *= static_cast<double>(shape.output[i]);
   }
+  STD_TORCH_CHECK(elements <= static_cast<double>(kLimit),
+                  "depthwise_conv3d: the output must have at most 2**40 elements");
   return shape;
 }
 
@@ -71,24 +83,32 @@ void check_grad_output(const Tensor& grad_output, const DepthwiseConv3dShape& sh
                   "depthwise_conv3d: grad_output must have the output's shape");
 }
 
-Tensor forward(Tensor input, Tensor weight, std::optional<Tensor> bias, Ints stride, Ints padding,
-               Ints dilation) {
+// The shape of a forward call; refuses arguments that do not fit.
+DepthwiseConv3dShape check(const Tensor& input, const Tensor& weight,
+                           const std::optional<Tensor>& bias, const Ints& stride,
+                           const Ints& padding, const Ints& dilation) {
   check_same_dtype(input, weight);
   STD_TORCH_CHECK(input.dim() == 5, "depthwise_conv3d: input must be (N, C, T, H, W)");
-  const bool channels_last = is_channels_last(input);
-  const auto shape = make_shape(sizes_of(input), weight.size(0), kernel_of(weight), stride, padding,
-                                dilation, channels_last, dtype_of(input));
-  const void* bias_data = nullptr;
   if (bias) {
     check_same_dtype(input, *bias);
     STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == weight.size(0),
                     "depthwise_conv3d: bias must have one value per output channel");
-    bias = torch::stable::contiguous(*bias);
+  }
+  return make_shape(sizes_of(input), weight.size(0), kernel_of(weight), stride, padding, dilation,
+                    is_channels_last(input), dtype_of(input));
+}
+
+Tensor forward(Tensor input, Tensor weight, std::optional<Tensor> bias, Ints stride, Ints padding,
+               Ints dilation) {
+  const auto shape = check(input, weight, bias, stride, padding, dilation);
+  const void* bias_data = nullptr;
+  if (bias) {
+    bias = dense(*bias);
     bias_data = bias->const_data_ptr();
   }
-  input = dense(input, channels_last);
-  weight = torch::stable::contiguous(weight);
-  Tensor output = empty(input, output_sizes(shape), channels_last);
+  input = dense(input, shape.channels_last);
+  weight = dense(weight);
+  Tensor output = empty(input, output_sizes(shape), shape.channels_last);
   const void* x = input.const_data_ptr();
   const void* w = weight.const_data_ptr();
   void* y = output.mutable_data_ptr();
@@ -107,7 +127,7 @@ Tensor grad_input(Tensor grad_output, Tensor weight, Ints input_size, Ints strid
                                 dilation, channels_last, dtype_of(grad_output));
   check_grad_output(grad_output, shape);
   grad_output = dense(grad_output, channels_last);
-  weight = torch::stable::contiguous(weight);
+  weight = dense(weight);
   Tensor result = empty(grad_output, input_size, channels_last);
   const void* g = grad_output.const_data_ptr();
   const void* w = weight.const_data_ptr();
@@ -146,11 +166,40 @@ std::tuple<Tensor, Tensor> grad_weight(Tensor grad_output, Tensor input, Ints ke
   return {weight, bias};
 }
 
+using Geometry = std::tuple<Ints, Ints, Ints>;  // stride, padding before and after, dilation
+
+// The public function's stride, padding and dilation in their normal form, all arguments checked.
+Geometry normalise(Tensor input, Tensor weight, std::optional<Tensor> bias, Triple stride,
+                   Triple padding, Triple dilation) {
+  const auto [t, h, w] = padding;
+  Geometry geometry{
+      {stride.t, stride.h, stride.w}, {t, t, h, h, w, w}, {dilation.t, dilation.h, dilation.w}};
+  std::apply([&](const auto&... ints) { check(input, weight, bias, ints...); }, geometry);
+  return geometry;
+}
+
+// The public function without gradients.
+Tensor infer(Tensor input, Tensor weight, std::optional<Tensor> bias, Triple stride, Triple padding,
+             Triple dilation) {
+  const auto [t, h, w] = padding;
+  return forward(std::move(input), std::move(weight), std::move(bias),
+                 {stride.t, stride.h, stride.w}, {t, t, h, h, w, w},
+                 {dilation.t, dilation.h, dilation.w});
+}
+
 STABLE_TORCH_LIBRARY_IMPL(vmf_kernels, CPU, library) {
   library.impl("depthwise_conv3d", TORCH_BOX(&forward));
   library.impl("depthwise_conv3d_grad_input", TORCH_BOX(&grad_input));
   library.impl("depthwise_conv3d_grad_weight", TORCH_BOX(&grad_weight));
 }
+
+const Direct direct_calls([](pybind11::module_& m) {
+  m.def("infer_depthwise_conv3d", direct_inference(&infer));
+  m.def("normalise_depthwise_conv3d", direct_uncast(&normalise));
+  m.def("depthwise_conv3d", direct(&forward));
+  m.def("depthwise_conv3d_grad_input", direct(&grad_input));
+  m.def("depthwise_conv3d_grad_weight", direct(&grad_weight));
+});
 
 }  // namespace
 }  // namespace vmf::bindings

@@ -5,7 +5,7 @@
 
 #include <tuple>
 
-#include "bindings/tensor.h"
+#include "bindings/direct.h"
 
 namespace vmf::bindings {
 namespace {
@@ -35,8 +35,8 @@ double operations(const DynamicReluShape& shape) {
 Tensor forward(Tensor features, Tensor a1, Tensor a2) {
   const auto shape = make_shape(features, a1, a2);
   features = dense(features, shape.channels_last);
-  a1 = torch::stable::contiguous(a1);
-  a2 = torch::stable::contiguous(a2);
+  a1 = dense(a1);
+  a2 = dense(a2);
   Tensor output = empty(features, sizes_of(features), shape.channels_last);
   const void *x = features.const_data_ptr(), *s1 = a1.const_data_ptr(), *s2 = a2.const_data_ptr();
   void* y = output.mutable_data_ptr();
@@ -53,8 +53,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor features,
                   "dynamic_relu: grad_output must have the shape and dtype of features");
   grad_output = dense(grad_output, shape.channels_last);
   features = dense(features, shape.channels_last);
-  a1 = torch::stable::contiguous(a1);
-  a2 = torch::stable::contiguous(a2);
+  a1 = dense(a1);
+  a2 = dense(a2);
   Tensor grad_features = empty(features, sizes_of(features), shape.channels_last);
   Tensor grad_a1 = empty(a1, sizes_of(a1)), grad_a2 = empty(a2, sizes_of(a2));
   Tensor scratch = bytes(features, dynamic_relu_backward_scratch(shape));
@@ -72,6 +72,12 @@ STABLE_TORCH_LIBRARY_IMPL(vmf_kernels, CPU, library) {
   library.impl("dynamic_relu", TORCH_BOX(&forward));
   library.impl("dynamic_relu_backward", TORCH_BOX(&backward));
 }
+
+const Direct direct_calls([](pybind11::module_& m) {
+  m.def("infer_dynamic_relu", direct_inference(&forward));
+  m.def("dynamic_relu", direct(&forward));
+  m.def("dynamic_relu_backward", direct(&backward));
+});
 
 }  // namespace
 }  // namespace vmf::bindings

@@ -1,18 +1,20 @@
-// The host module vmf_kernels._C: what was built, and which instruction set runs. Importing it also
-// registers the CPU kernels of the other files here.
+// The host module vmf_kernels._C: what was built, which instruction set runs, and the direct calls
+// of all ops. Importing it also registers the CPU kernels of the other files with PyTorch.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bindings/direct.h"
 #include "vmf/isa.h"
 
 namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Compiled kernels of vmf_kernels: build facts and choice of the instruction set.";
+  m.doc() = "Compiled kernels of vmf_kernels: build facts, choice of the instruction set, calls.";
   m.attr("compiler") = __VERSION__;
   m.def("built_isas", &vmf::built_isas, "Instruction sets in this binary, slowest first.");
   m.def("supported_isas", &vmf::supported_isas, "Those of built_isas() that this CPU has.");
   m.def("current_isa", &vmf::current_isa, "The one in use.");
   m.def("set_isa", &vmf::set_isa, py::arg("name"),
         "Uses another one from now on; ValueError unless it is supported.");
+  vmf::bindings::bind_direct_calls(m);
 }

@@ -6,7 +6,9 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "vmf/dtype.h"
@@ -57,8 +59,33 @@ inline Tensor channels_from_end(Tensor tensor) {
   return tensor;
 }
 
+// Strides of a dense (N, C, *spatial) tensor in the given order.
+inline Ints dense_strides(const Ints& size, bool channels_last) {
+  Ints strides(size.size(), 1);
+  int64_t next = 1;
+  const auto take = [&](size_t dim) {
+    strides[dim] = next;
+    next *= std::max<int64_t>(size[dim], 1);
+  };
+  if (channels_last) take(1);
+  for (size_t dim = size.size(); dim-- > 0;) {
+    if (!channels_last || dim != 1) take(dim);
+  }
+  return strides;
+}
+
+inline bool is_dense(const Tensor& tensor, bool channels_last) {
+  const Ints size = sizes_of(tensor), strides = dense_strides(size, channels_last);
+  const auto actual = tensor.strides();
+  for (size_t dim = 0; dim < size.size(); ++dim) {
+    if (size[dim] != 1 && actual[dim] != strides[dim]) return tensor.numel() == 0;
+  }
+  return true;
+}
+
 // (N, C, *spatial) dense in the given order; the tensor itself if it already is.
-inline Tensor dense(const Tensor& tensor, bool channels_last) {
+inline Tensor dense(const Tensor& tensor, bool channels_last = false) {
+  if (is_dense(tensor, channels_last)) return tensor;
   if (!channels_last) return torch::stable::contiguous(tensor);
   if (tensor.dim() == 5) {
     return torch::stable::contiguous(tensor, torch::headeronly::MemoryFormat::ChannelsLast3d);
@@ -66,23 +93,48 @@ inline Tensor dense(const Tensor& tensor, bool channels_last) {
   return channels_from_end(torch::stable::contiguous(channels_to_end(tensor)));
 }
 
+// While one exists, this thread takes fresh memory without PyTorch's dispatcher (see direct.h).
+// Nothing fills that memory, so it must not exist where the user asked PyTorch to.
+class DirectCall {
+ public:
+  DirectCall() { active = true; }
+  ~DirectCall() { active = false; }
+  DirectCall(const DirectCall&) = delete;
+  DirectCall& operator=(const DirectCall&) = delete;
+
+  static inline thread_local bool active = false;
+};
+
+// Uninitialised, of the given size and strides, on the device of `like`.
+inline Tensor empty_strided(const Tensor& like, torch::headeronly::ScalarType dtype,
+                            const Ints& size, const Ints& strides) {
+  using torch::stable::detail::from;
+  if (DirectCall::active) {
+    AtenTensorHandle handle;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        static_cast<int64_t>(size.size()), size.data(), strides.data(),
+        torch::stable::detail::to<int32_t>(from(dtype)), aoti_torch_device_type_cpu(), 0, &handle));
+    return Tensor(handle);
+  }
+  std::array<StableIValue, 6> stack{from(torch::headeronly::IntHeaderOnlyArrayRef(size)),
+                                    from(torch::headeronly::IntHeaderOnlyArrayRef(strides)),
+                                    from(std::optional(dtype)),
+                                    from(std::nullopt),
+                                    from(std::optional(like.device())),
+                                    from(std::nullopt)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::empty_strided", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // Uninitialised, dense, with dtype and device of `like`.
 inline Tensor empty(const Tensor& like, const Ints& size, bool channels_last = false) {
-  using torch::headeronly::MemoryFormat;
-  const bool strided = channels_last && size.size() != 5;  // no memory format says it
-  Ints order = size;
-  if (strided) std::rotate(order.begin() + 1, order.begin() + 2, order.end());
-  const auto format =
-      channels_last && !strided ? MemoryFormat::ChannelsLast3d : MemoryFormat::Contiguous;
-  Tensor tensor = torch::stable::empty(order, like.scalar_type(), std::nullopt, like.device(),
-                                       std::nullopt, format);
-  return strided ? channels_from_end(tensor) : tensor;
+  return empty_strided(like, like.scalar_type(), size, dense_strides(size, channels_last));
 }
 
 // Uninitialised memory on the device of `like`.
 inline Tensor bytes(const Tensor& like, int64_t count) {
-  return torch::stable::empty(Ints{count}, torch::headeronly::ScalarType::Byte, std::nullopt,
-                              like.device());
+  return empty_strided(like, torch::headeronly::ScalarType::Byte, {count}, {1});
 }
 
 // Runs `work(begin, end)` over [0, items) on torch's threads; each thread gets at least

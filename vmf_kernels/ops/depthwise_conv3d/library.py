@@ -31,7 +31,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     input, weight = ctx.saved_tensors
     grad_input = grad_weight = grad_bias = None
     needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    if needs_input or needs_weight:
+    if is_channels_last(grad_output) != ctx.channels_last:
         grad_output = to_layout(grad_output, ctx.channels_last)
     if needs_input:
         grad_input = depthwise_conv3d_grad_input(grad_output, weight, ctx.input_size, *ctx.geometry)
@@ -51,7 +51,8 @@ def _grad_input_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None
 
 def _grad_input_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grad_output, weight = ctx.saved_tensors
-    grad = to_layout(grad, is_channels_last(grad_output))
+    if is_channels_last(grad) != is_channels_last(grad_output):
+        grad = to_layout(grad, is_channels_last(grad_output))
     grad_grad_output = grad_weight = None
     if ctx.needs_input_grad[0]:
         grad_grad_output = depthwise_conv3d(grad, weight, None, *ctx.geometry)
