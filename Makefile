@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+TESTS_CPP := $(wildcard tests/csrc/*.cpp tests/csrc/*.h)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench gpu-check build clean
@@ -22,7 +23,7 @@ lint: $(VENV)/installed ## ruff, mypy and clang-format, all of them read-only
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
+	$(VENV)/bin/clang-format --dry-run --Werror $(CPP) $(TESTS_CPP)
 
 bench: build ## measure every op and the model against PyTorch on this CPU
 	$(PY) -m bench --suite ops --device cpu

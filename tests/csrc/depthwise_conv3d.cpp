@@ -1,0 +1,144 @@
+#include "vmf/depthwise_conv3d.h"
+
+#include <array>
+
+#include "check.h"
+
+namespace vmf::test {
+namespace {
+
+using Shape = DepthwiseConv3dShape;
+using Ints = std::array<int64_t, 3>;
+
+bool random_shape(Random& random, Shape& s) {
+  const Ints kernel = random.pick<Ints>({{3, 3, 3},
+                                         {3, 3, 3},
+                                         {1, 3, 3},
+                                         {3, 1, 1},
+                                         {5, 1, 1},
+                                         {5, 3, 3},
+                                         {1, 5, 5},
+                                         {5, 5, 5},
+                                         {7, 7, 7},
+                                         {1, 1, 1},
+                                         {2, 2, 2},
+                                         {2, 4, 6},
+                                         {1, 2, 9},
+                                         {3, 3, 1}});
+  const Ints stride = random.pick<Ints>(
+      {{1, 1, 1}, {1, 1, 1}, {1, 2, 2}, {1, 2, 2}, {2, 2, 2}, {2, 1, 1}, {3, 3, 3}, {1, 1, 4}});
+  const Ints dilation =
+      random.pick<Ints>({{1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {2, 2, 2}, {1, 1, 2}, {3, 1, 1}});
+  s.batch = random.pick<int64_t>({0, 1, 1, 2, 3});
+  s.channels = random.pick<int64_t>({1, 2, 3, 5, 8, 12, 16, 17, 24, 33, 54, 64, 130});
+  s.multiplier = random.pick<int64_t>({1, 1, 1, 1, 2, 3, 4, 6});
+  s.channels_last = random.flip();
+  s.dtype = random.pick({DType::f64, DType::f32, DType::f32, DType::bf16, DType::f16});
+  const Ints input = {random.pick<int64_t>({1, 2, 3, 4, 7}),
+                      random.pick<int64_t>({1, 2, 3, 4, 5, 7, 9, 13}),
+                      random.pick<int64_t>({1, 2, 3, 4, 5, 7, 8, 10, 13, 14, 16, 17, 20, 29, 33})};
+  for (int i = 0; i < 3; ++i) {
+    s.input[i] = input[i];
+    s.kernel[i] = kernel[i];
+    s.stride[i] = stride[i];
+    s.dilation[i] = dilation[i];
+    const bool usual = random.below(3) > 0;
+    s.padding[i] = usual ? kernel[i] / 2 : random.below(kernel[i] + 2);
+    const int64_t after = usual ? kernel[i] / 2 : random.below(kernel[i] + 1);
+    const int64_t room = input[i] + s.padding[i] + after - dilation[i] * (kernel[i] - 1) - 1;
+    if (room < 0) return false;
+    s.output[i] = room / stride[i] + 1;
+  }
+  return true;
+}
+
+int64_t volume(const int64_t (&size)[3]) { return size[0] * size[1] * size[2]; }
+
+// Where an element of an activation with `channels` channels lies.
+int64_t at(const Shape& s, const int64_t (&size)[3], int64_t channels, int64_t n, int64_t c,
+           int64_t t, int64_t h, int64_t w) {
+  const int64_t position = (t * size[1] + h) * size[2] + w;
+  return s.channels_last ? (n * volume(size) + position) * channels + c
+                         : (n * channels + c) * volume(size) + position;
+}
+
+// Calls visit(input element, weight element, output element, output channel) for every product.
+template <class Visit>
+void each_product(const Shape& s, const Visit& visit) {
+  const int64_t channels = s.channels * s.multiplier, taps = volume(s.kernel);
+  for (int64_t n = 0; n < s.batch; ++n) {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t p = 0; p < volume(s.output); ++p) {
+        const int64_t o[3] = {p / (s.output[1] * s.output[2]), p / s.output[2] % s.output[1],
+                              p % s.output[2]};
+        for (int64_t k = 0; k < taps; ++k) {
+          const int64_t tap[3] = {k / (s.kernel[1] * s.kernel[2]), k / s.kernel[2] % s.kernel[1],
+                                  k % s.kernel[2]};
+          int64_t i[3];
+          bool inside = true;
+          for (int d = 0; d < 3; ++d) {
+            i[d] = o[d] * s.stride[d] - s.padding[d] + tap[d] * s.dilation[d];
+            inside = inside && 0 <= i[d] && i[d] < s.input[d];
+          }
+          if (!inside) continue;
+          visit(at(s, s.input, s.channels, n, c / s.multiplier, i[0], i[1], i[2]), c * taps + k,
+                at(s, s.output, channels, n, c, o[0], o[1], o[2]), c);
+        }
+      }
+    }
+  }
+}
+
+void run(Random& random) {
+  Shape s{};
+  if (!random_shape(random, s)) return;
+  const int64_t channels = s.channels * s.multiplier, taps = volume(s.kernel);
+  const int64_t inputs = s.batch * s.channels * volume(s.input);
+  const int64_t outputs = s.batch * channels * volume(s.output);
+  if (outputs * taps > 3'000'000) return;  // the loops here take their time
+  const Tensor x = Tensor::random(inputs, s.dtype, random);
+  const Tensor w = Tensor::random(channels * taps, s.dtype, random);
+  const Tensor b = Tensor::random(channels, s.dtype, random);
+  const Tensor g = Tensor::random(outputs, s.dtype, random);
+  Tensor y(outputs, s.dtype), gx(inputs, s.dtype), gw(channels * taps, s.dtype),
+      gb(channels, s.dtype);
+  const bool biased = random.flip();
+
+  std::vector<Expected> output(outputs), grad_x(inputs), grad_w(channels * taps), grad_b(channels);
+  each_product(s, [&](int64_t i, int64_t k, int64_t o, int64_t) {
+    output[o].add(x[i] * w[k]);
+    grad_x[i].add(g[o] * w[k]);
+    grad_w[k].add(g[o] * x[i]);
+  });
+  for (int64_t o = 0; o < outputs; ++o) {
+    const int64_t c = s.channels_last ? o % channels : o / volume(s.output) % channels;
+    if (biased) output[o].add(b[c]);
+    grad_b[c].add(g[o]);
+  }
+
+  in_pieces(depthwise_conv3d_items(s), random, [&](int64_t begin, int64_t end) {
+    depthwise_conv3d(s, x.data(), w.data(), biased ? b.data() : nullptr, y.data(), begin, end);
+  });
+  check("depthwise_conv3d", y, output, s.dtype, 40);
+
+  in_pieces(depthwise_conv3d_grad_input_items(s), random, [&](int64_t begin, int64_t end) {
+    depthwise_conv3d_grad_input(s, g.data(), w.data(), gx.data(), begin, end);
+  });
+  check("depthwise_conv3d: grad_input", gx, grad_x, s.dtype, 40);
+
+  Block scratch(depthwise_conv3d_grad_weight_scratch(s));
+  in_pieces(depthwise_conv3d_grad_weight_items(s), random, [&](int64_t begin, int64_t end) {
+    depthwise_conv3d_grad_weight(s, g.data(), x.data(), scratch.memory.get(), begin, end);
+  });
+  depthwise_conv3d_grad_weight_finish(s, scratch.memory.get(), gw.data(), gb.data());
+  check("depthwise_conv3d: grad_weight", gw, grad_w, s.dtype, 140);
+  check("depthwise_conv3d: grad_bias", gb, grad_b, s.dtype, 140);
+  depthwise_conv3d_grad_weight_finish(s, scratch.memory.get(), nullptr, gb.data());
+  depthwise_conv3d_grad_weight_finish(s, scratch.memory.get(), gw.data(), nullptr);
+  check("depthwise_conv3d: grad_weight again", gw, grad_w, s.dtype, 140);
+}
+
+const Test test("depthwise_conv3d", run);
+
+}  // namespace
+}  // namespace vmf::test
