@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.cases import Case
-from bench.op import CHANNELS_LAST, FORWARD, LAYOUTS, OpBench, Peer
+from bench.op import CHANNELS_LAST, FORWARD, LAYOUTS, RECORDED, TRAINING, OpBench, Peer
 from vmf_kernels import explain, reference
 
 # Relative error in the 2-norm of each output and gradient, against the reference on the same
@@ -55,9 +55,15 @@ class Call:
         self.grad: Tensor | None = None
 
     def forward(self) -> Tensor:
-        """As in inference."""
+        """As in inference: without gradients."""
+        if not torch.is_grad_enabled():
+            return self.run(self.case, *self.inputs)
         with torch.no_grad():
             return self.run(self.case, *self.inputs)
+
+    def recorded(self) -> Tensor:
+        """As in training, without the backward pass."""
+        return self.run(self.case, *self.leaves)
 
     def training(self) -> tuple[Tensor, ...]:
         """Forward and backward to all inputs; the incoming gradient lies as the output does."""
@@ -67,7 +73,7 @@ class Call:
         return (output.detach(), *torch.autograd.grad(output, self.leaves, self.grad))
 
     def work(self, mode: str) -> Callable[[], Any]:
-        return self.forward if mode == FORWARD else self.training
+        return {FORWARD: self.forward, RECORDED: self.recorded, TRAINING: self.training}[mode]
 
 
 def backend_of(bench: OpBench, case: Case, device: str, dtype: torch.dtype) -> str:
@@ -88,7 +94,7 @@ def truth(
         return function(*bench.arguments(case, *inputs))
 
     call = Call(run, case, rounded, bench.features, CHANNELS_LAST, wide, device)
-    if mode == FORWARD:
+    if mode != TRAINING:
         return [call.forward()]
     # The gradient that the contenders get is rounded to their dtype.
     call.grad = _gradient_like(call.forward()).to(dtype).to(wide)
@@ -116,12 +122,18 @@ def check_ours(
         return fault(call.work(mode)(), expected, TOLERANCE[dtype])
 
 
-def why_not(peer: Peer, mode: str, dtype: torch.dtype, all_peers: bool) -> str | None:
+def why_not(
+    peer: Peer, mode: str, layout: str, dtype: torch.dtype, device: str, all_peers: bool
+) -> str | None:
     """Why a peer stays out, known before it is called."""
+    if device not in peer.devices:
+        return "only on " + ", ".join(peer.devices)
     if peer.dtypes and dtype not in peer.dtypes:
         return "only for " + ", ".join(str(d).removeprefix("torch.") for d in peer.dtypes)
-    if mode not in peer.modes:
+    if (TRAINING if mode == RECORDED else mode) not in peer.modes:
         return f"it has no {mode}"
+    if layout not in peer.layouts:
+        return f"it knows no {layout}"
     if peer.optional and not all_peers:
         return "only with --peers all"
     return peer.missing()

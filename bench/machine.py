@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 import vmf_kernels
+from bench import isa
 from vmf_kernels import _extension
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,6 +66,19 @@ class Roofline:
             f"matrix product {self.flops / 1e9:.0f} GFLOP/s"
         )
 
+    @classmethod
+    def parse(cls, text: str) -> "Roofline | None":
+        """Back from its text, as rounded there; None from another text."""
+        found = re.fullmatch(
+            r"(?:copy within the (\d+) MiB cache (\d+) GB/s, )?"
+            r"copy from memory (\d+) GB/s, matrix product (\d+) GFLOP/s",
+            text,
+        )
+        if not found:
+            return None
+        cache, cached, memory, flops = (int(group or 0) for group in found.groups())
+        return cls(cache << 20, cached * 1e9, memory * 1e9, flops * 1e9)
+
 
 def measure_roofline(device: str, seconds: float = 0.3) -> Roofline:
     """Copies and a float32 matrix product, each repeated for `seconds`; the best of each counts.
@@ -91,8 +105,9 @@ def facts(device: str) -> dict[str, str]:
         "cpu": f"{_cpu_name()}, {os.cpu_count()} CPUs, torch uses {_capability()}",
         "threads": str(torch.get_num_threads()),
         "kernels": _kernels(),
+        "instruction set": isa.description(),
         "versions": f"python {platform.python_version()}, torch {torch.__version__}"
-        + "".join(f", {name} {v}" for name in ("triton",) if (v := _version(name))),
+        + "".join(f", {name} {v}" for name in ("triton", "onnxruntime") if (v := _version(name))),
         "load": f"{os.getloadavg()[0]:.1f} before the run",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }

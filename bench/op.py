@@ -13,6 +13,8 @@ CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last_3d"
 LAYOUTS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last_3d}
 FORWARD, TRAINING = "forward", "forward+backward"
 MODES = (FORWARD, TRAINING)
+# A forward whose graph is recorded: part of a training step, timed alone for its overhead.
+RECORDED = "forward, recorded"
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class Peer:
         optional: only with `--peers all`.
         dtypes: where it makes sense; everywhere if empty.
         modes: where it can be used.
-        prepare: makes a fresh `run` for a case, where the peer needs one (a compiler).
+        layouts: those that it knows.
+        devices: where it runs.
+        prepare: `prepare(run, case)` makes a fresh `run`, where the peer needs one (a compiler).
         missing: why it cannot run here, else None.
     """
 
@@ -48,7 +52,9 @@ class Peer:
     optional: bool = False
     dtypes: tuple[torch.dtype, ...] = ()
     modes: tuple[str, ...] = MODES
-    prepare: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] | None = None
+    layouts: tuple[str, ...] = tuple(LAYOUTS)
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    prepare: Callable[[Callable[..., Tensor], Any], Callable[..., Tensor]] | None = None
     missing: Callable[[], str | None] = lambda: None
 
 
@@ -67,7 +73,8 @@ class OpBench:
         arguments: `arguments(case, *inputs)` gives the arguments of `function`.
         peers: the others.
         traffic: `traffic(case, mode, itemsize)`.
-        group: names the kinds of cases that get a geometric mean of their own.
+        groups: names the kinds of cases that get a geometric mean of their own; a case may be
+            of several.
     """
 
     name: str
@@ -79,24 +86,25 @@ class OpBench:
     arguments: Callable[..., tuple[Any, ...]]
     peers: tuple[Peer, ...]
     traffic: Callable[[Any, str, int], Traffic]
-    group: Callable[[Any], str | None] = lambda case: None
+    groups: Callable[[Any], tuple[str, ...]] = lambda case: ()
 
     def ours(self, case: Case, *inputs: Tensor) -> Tensor:
         """The op itself, through the backend in force."""
         return self.function(*self.arguments(case, *inputs))
 
 
+def compiled(run: Callable[..., Tensor], case: Case) -> Callable[..., Tensor]:
+    """`run` through Inductor, for the shapes of this one case."""
+    return torch.compile(run, fullgraph=True, dynamic=False)
+
+
 def inductor(eager: Peer) -> Peer:
     """`eager` compiled: Inductor calls oneDNN or cuDNN for convolutions, and fuses the rest."""
-
-    def prepare(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return torch.compile(run, fullgraph=True, dynamic=False)
-
-    return Peer("inductor", eager.run, optional=True, prepare=prepare)
+    return Peer("inductor", eager.run, optional=True, prepare=compiled)
 
 
 def evenly(cases: Sequence[Any], number: int) -> Sequence[Any]:
     """A sample from first to last."""
     if len(cases) <= number:
         return cases
-    return [cases[i * (len(cases) - 1) // (number - 1)] for i in range(number)]
+    return [cases[i * (len(cases) - 1) // max(1, number - 1)] for i in range(number)]

@@ -1,38 +1,18 @@
-"""Tables of what was measured: Markdown for people, CSV for programs."""
+"""Tables of what was measured, for people."""
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from bench.comparison import OURS, Comparison, Key
 from bench.machine import Roofline
-from bench.timing import geomean
+from bench.markdown import markdown_table, three_digits
+from bench.op import LAYOUTS
+from bench.results import Layer, kinds, layers, rows_of, summarise
+from bench.targets import targets_table
 
-COLUMNS = [
-    *("op", "model", "shape", "batch_in_list", "count", "group", "mode", "dtype"),
-    *("contender", "layout", "backend", "status"),
-    *("ms_median", "ms_q20", "ms_q80", "rounds"),
-    *("speedup", "speedup_q20", "speedup_q80", "same_layout_speedup"),
-    *("bytes", "flops", "roofline_percent", "peak_bytes"),
-]
-
-Rows = list[list[str]]
-
-
-def markdown_table(header: Sequence[str], rows: Rows) -> str:
-    """A table that reads as well unrendered: columns padded, numbers to the right."""
-    lines = [list(header), *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    right = [all(_numeric(row[i]) for row in rows) for i in range(len(header))]
-    rule = [("-" * (w - 1) + ":") if r else "-" * w for w, r in zip(widths, right, strict=True)]
-
-    def join(cells: Sequence[str]) -> str:
-        padded = (
-            c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)
-        )
-        return "| " + " | ".join(padded) + " |"
-
-    return "\n".join([join(header), join(rule), *(join(row) for row in rows)])
+TARGETS_NOTE = (
+    "Geometric means over the layers above, set for two cores with AVX2 (`--isa avx2`) and all "
+    "cases; each layer in our best layout over the best peer in its best layout."
+)
 
 
 def op_report(op: str, results: list[Comparison], roofline: Roofline) -> str:
@@ -55,8 +35,18 @@ def op_report(op: str, results: list[Comparison], roofline: Roofline) -> str:
             parts.append(f"The numbers of ours are right in all {len(chosen)} rows.")
             continue
         parts.append(_times_table(chosen, roofline))
-        parts += _means(chosen)
+        parts += _means(layers(row for r in chosen for row in rows_of(r, roofline)))
     parts += _absent(results)
+    return "\n\n".join(parts)
+
+
+def ops_report(results: list[Comparison], roofline: Roofline) -> str:
+    """The tables of every op, and last what they say about the targets."""
+    ops = _distinct(r.op for r in results)
+    parts = [op_report(op, [r for r in results if r.op == op], roofline) for op in ops]
+    every = layers(row for r in results for row in rows_of(r, roofline))
+    if table := targets_table(every):
+        parts += ["## Targets", TARGETS_NOTE, table]
     return "\n\n".join(parts)
 
 
@@ -81,25 +71,13 @@ def model_report(results: list[Comparison]) -> str:
     return "\n\n".join(["## Networks", markdown_table(header, rows), *_absent(results)])
 
 
-def csv_text(results: Iterable[Comparison], facts: dict[str, str], roofline: Roofline) -> str:
-    """One line per contender of each case; before them the machine, in lines that start with #."""
-    text = io.StringIO()
-    for name, value in {**facts, "roofline": str(roofline)}.items():
-        text.write(f"# {name}: {value}\n")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for result in results:
-        for key in [*result.times.seconds, *result.reasons]:
-            writer.writerow(_csv_row(result, key, roofline))
-    return text.getvalue()
-
-
 def milliseconds(result: Comparison, key: Key | None) -> str:
     """Median and spread, "1.56 (1.50-1.63)"."""
     if key is None or key not in result.times.seconds:
         return "-"
-    low, high = result.times.spread(key)
-    return f"{_3(1e3 * result.times.median(key))} ({_3(1e3 * low)}-{_3(1e3 * high)})"
+    median, (low, high) = result.times.median(key), result.times.spread(key)
+    shown = [three_digits(1e3 * seconds) for seconds in (median, low, high)]
+    return f"{shown[0]} ({shown[1]}-{shown[2]})"
 
 
 def shape(result: Comparison) -> str:
@@ -141,52 +119,36 @@ def _times_table(results: list[Comparison], roofline: Roofline) -> str:
     return markdown_table(header, rows)
 
 
-def _means(results: list[Comparison]) -> list[str]:
-    """Geometric means over the best peer in its best layout, by model and kind; the worst case."""
-    found = [(r, s) for r in results if (s := r.best_speedup())]
-    if not found:
+def _means(some: list[Layer]) -> list[str]:
+    """Geometric means over the best peer in its best layout, by kind and network; the worst."""
+    whole = summarise(some)
+    if whole is None:
         return []
-    chosen = [("all cases", found)]
-    for group in _distinct(r.group for r in results if r.group):
-        chosen.append((group, [(r, s) for r, s in found if r.group == group]))
-    for model in _distinct(r.case.model for r in results):
-        chosen.append((model, [(r, s) for r, s in found if r.case.model == model]))
     rows = []
-    for name, part in chosen:
-        if not part:
-            continue
-        worst, least = min(part, key=lambda pair: pair[1])
-        speedups, counts = [s for _, s in part], [float(r.case.count) for r, _ in part]
-        same = [
-            [v[0] for r, _ in part if (v := r.speedup((OURS, layout), same_layout=True))]
-            for layout in ("contiguous", "channels_last_3d")
-        ]
-        rows.append(
-            [
-                name,
-                str(len(part)),
-                f"{geomean(speedups):.2f}",
-                f"{geomean(speedups, counts):.2f}",
-                *(f"{geomean(values):.2f}" if values else "-" for values in same),
-                f"{least:.2f}",
-                f"{worst.case.model} {shape(worst)}",
-                str(sum(s < 1 for s in speedups)),
-            ]
-        )
+    for name, part in kinds(some):
+        if summary := summarise(part):
+            same = [summary.same_layout.get(layout) for layout in LAYOUTS]
+            rows.append(
+                [
+                    name,
+                    str(summary.number),
+                    f"{summary.mean:.2f}",
+                    f"{summary.weighted:.2f}",
+                    *(f"{value:.2f}" if value else "-" for value in same),
+                    f"{summary.worst.speedup:.2f}",
+                    summary.worst.name,
+                    str(len(summary.slower)),
+                ]
+            )
     header = ["cases", "number", "geomean", "weighted by count"]
-    header += [
-        "both contiguous",
-        "both channels_last_3d",
-        "worst",
-        "worst case",
-        "slower than peer",
-    ]
+    header += [f"both {layout}" for layout in LAYOUTS]
+    header += ["worst", "worst case", "slower than peer"]
     lines = [
         "Speed-up of our best layout over the best peer in its best layout:",
         markdown_table(header, rows),
     ]
-    if behind := [(r, s) for r, s in found if s < 1]:
-        named = "\n".join(f"- {s:.2f} {r.case.model} {shape(r)}" for r, s in behind)
+    if whole.slower:
+        named = "\n".join(f"- {layer.speedup:.2f} {layer.name}" for layer in whole.slower)
         lines.append(f"Slower than the best peer:\n\n{named}")
     return lines
 
@@ -215,47 +177,5 @@ def _absent(results: list[Comparison]) -> list[str]:
     return parts
 
 
-def _csv_row(r: Comparison, key: Key, roofline: Roofline) -> dict[str, object]:
-    row: dict[str, object] = {
-        "op": r.op,
-        "model": r.case.model,
-        "shape": r.case.label,
-        "batch_in_list": r.full_batch,
-        "count": r.case.count,
-        "group": r.group or "",
-        "mode": r.mode,
-        "dtype": r.dtype,
-        "contender": key[0],
-        "layout": key[1],
-        "backend": r.backend if key[0] == OURS else "",
-        "status": r.reasons.get(key, "ran"),
-        "bytes": r.traffic.bytes if r.traffic else "",
-        "flops": r.traffic.flops if r.traffic else "",
-        "peak_bytes": r.peak_bytes.get(key, ""),
-    }
-    if key not in r.times.seconds:
-        return row
-    low, high = r.times.spread(key)
-    row["ms_median"] = f"{1e3 * r.times.median(key):.6g}"
-    row["ms_q20"], row["ms_q80"] = f"{1e3 * low:.6g}", f"{1e3 * high:.6g}"
-    row["rounds"] = len(r.times.seconds[key])
-    share = r.roofline_share(key, roofline)
-    row["roofline_percent"] = f"{100 * share:.1f}" if share else ""
-    if key[0] == OURS and (speedup := r.speedup(key)):
-        row["speedup"], row["speedup_q20"], row["speedup_q80"] = (f"{s:.4g}" for s in speedup)
-        same = r.speedup(key, same_layout=True)
-        row["same_layout_speedup"] = f"{same[0]:.4g}" if same else ""
-    return row
-
-
 def _distinct(values: Iterable) -> list:
     return list(dict.fromkeys(values))
-
-
-def _3(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
-
-
-def _numeric(cell: str) -> bool:
-    return cell[:1].isdigit() or cell in ("-", "none", "WRONG")

@@ -19,7 +19,7 @@ from bench.contenders import (
     truth,
     why_not,
 )
-from bench.op import LAYOUTS, MODES, OpBench
+from bench.op import FORWARD, LAYOUTS, MODES, OpBench, evenly
 from bench.timing import Clock, Effort, interleave
 
 # Elements of input and output together that a quick case is shrunk to: some 0.1 s of eager's
@@ -42,6 +42,7 @@ class Plan:
         effort: how long to measure each case.
         clock: of the device.
         red: why the tests of an op fail; nothing of such an op is timed.
+        sample: at most so many of the cases of each op that are left; all if None.
     """
 
     device: str
@@ -54,6 +55,7 @@ class Plan:
     effort: Effort
     clock: Clock
     red: dict[str, str] = field(default_factory=dict)
+    sample: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,14 @@ def tasks(benches: list[OpBench], plan: Plan) -> list[Task]:
     found = []
     for bench in benches:
         chosen = bench.quick(bench.cases()) if plan.quick else bench.cases()
+        wanted = []
         for full in chosen:
             case = full.shrunk(QUICK_ELEMENTS) if plan.quick else full
-            for mode in MODES:
-                if plan.only.search(f"{bench.name} {case} {mode}"):
-                    found += [Task(bench, case, full.batch, mode, dtype) for dtype in plan.dtypes]
+            modes = [m for m in MODES if plan.only.search(f"{bench.name} {case} {m}")]
+            if modes:
+                wanted.append((case, full.batch, modes))
+        for case, batch, modes in evenly(wanted, plan.sample or len(wanted)):
+            found += [Task(bench, case, batch, m, dtype) for m in modes for dtype in plan.dtypes]
     return found
 
 
@@ -107,7 +112,7 @@ def compare(task: Task, plan: Plan) -> Comparison:
         dtype=str(dtype).removeprefix("torch."),
         backend=backend_of(bench, case, plan.device, dtype),
         traffic=bench.traffic(case, mode, dtype.itemsize),
-        group=bench.group(case),
+        groups=bench.groups(case),
     )
     if bench.name in plan.red:
         result.reasons = {(OURS, layout): plan.red[bench.name] for layout in LAYOUTS}
@@ -128,14 +133,14 @@ def compare(task: Task, plan: Plan) -> Comparison:
     if plan.all_peers:
         torch._dynamo.reset()  # a compiled peer keeps nothing of earlier cases
     for peer in bench.peers:
-        reason = why_not(peer, mode, dtype, plan.all_peers)
         for layout in LAYOUTS:
             key = (peer.name, layout)
+            reason = why_not(peer, mode, layout, dtype, plan.device, plan.all_peers)
             if reason or plan.check_only:
                 result.reasons[key] = reason or "only the numbers of ours were checked"
                 continue
             try:
-                function = peer.prepare(peer.run) if peer.prepare else peer.run
+                function = peer.prepare(peer.run, case) if peer.prepare else peer.run
                 call = Call(function, case, inputs, bench.features, layout, dtype, plan.device)
                 wrong = fault(call.work(mode)(), expected, PEER_TOLERANCE)
             except Exception as error:  # whatever a peer does is a line in the table
@@ -148,7 +153,9 @@ def compare(task: Task, plan: Plan) -> Comparison:
     if not plan.check_only and not result.wrong:
         work = {key: call.work(mode) for key, call in calls.items()}
         rivals = [key for key in work if key[0] != OURS]
-        result.times = interleave(work, plan.clock, plan.effort, rivals)
+        # Once for all calls: entering and leaving it takes a microsecond.
+        with torch.set_grad_enabled(mode != FORWARD):
+            result.times = interleave(work, plan.clock, plan.effort, rivals)
     return result
 
 

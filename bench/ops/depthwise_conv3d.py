@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vmf_kernels
-from bench import cases
+from bench import cases, onnx_peer
 from bench.cases import DepthwiseCase
+from bench.onnx_peer import Graph
 from bench.op import FORWARD, OpBench, Peer, Traffic, inductor
 
 
@@ -70,12 +71,21 @@ def _quick(all_cases: Sequence[DepthwiseCase]) -> Sequence[DepthwiseCase]:
     return chosen
 
 
-def _group(case: DepthwiseCase) -> str:
+def _groups(case: DepthwiseCase) -> tuple[str, ...]:
+    sides = "a side of 5 or more" if max(case.kernel) >= 5 else "1 or 3 a side"
+    groups = ["3x3x3" if case.kernel == (3, 3, 3) else sides]
     if max(case.stride) > 1:
-        return "strided"
-    if case.kernel == (3, 3, 3):
-        return "3x3x3"
-    return "a side of 5 or more" if max(case.kernel) >= 5 else "1 or 3 a side"
+        groups.append("strided")
+    if case.multiplier > 1:
+        groups.append("multiplier above 1")
+    return tuple(groups)
+
+
+def _onnx(graph: Graph, case: DepthwiseCase) -> str:
+    padding = [*case.padding, *case.padding]
+    return graph.op(
+        "Conv", "x", "weight", group=case.in_channels, strides=case.stride, pads=padding
+    )
 
 
 EAGER = Peer("eager", _eager)
@@ -91,9 +101,10 @@ BENCH = OpBench(
     peers=(
         EAGER,
         Peer("eager via float32", _eager_float32, dtypes=(torch.bfloat16, torch.float16)),
+        onnx_peer.peer(_onnx, ("x", "weight"), constants=("weight",)),
         Peer("sum of conv2d", _conv2d_sum, optional=True),
         inductor(EAGER),
     ),
     traffic=_traffic,
-    group=_group,
+    groups=_groups,
 )

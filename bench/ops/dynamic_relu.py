@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 import vmf_kernels
-from bench import cases
+from bench import cases, onnx_peer
 from bench.cases import ReluCase
+from bench.onnx_peer import Graph
 from bench.op import FORWARD, OpBench, Peer, Traffic, evenly, inductor
 
 
@@ -35,6 +36,11 @@ def _traffic(case: ReluCase, mode: str, itemsize: int) -> Traffic:
     return Traffic((5 * x + 6 * slopes) * itemsize, 9 * x)
 
 
+def _onnx(graph: Graph, case: ReluCase) -> str:
+    slopes = (graph.reshape(a, case.batch, case.channels, 1, 1, 1) for a in ("a1", "a2"))
+    return graph.op("Max", *(graph.op("Mul", a, "x") for a in slopes))
+
+
 EAGER = Peer("eager", _eager)
 
 BENCH = OpBench(
@@ -45,6 +51,6 @@ BENCH = OpBench(
     inputs=_inputs,
     features=0,
     arguments=lambda case, features, a1, a2: (features, a1, a2),
-    peers=(EAGER, inductor(EAGER)),
+    peers=(EAGER, onnx_peer.peer(_onnx, ("x", "a1", "a2")), inductor(EAGER)),
     traffic=_traffic,
 )

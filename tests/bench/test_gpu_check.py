@@ -29,12 +29,12 @@ def test_dry_run_prints_every_command(capsys):
 
 
 def test_the_printed_benchmark_commands_are_accepted(monkeypatch):
-    from bench import cli
+    from bench import cli, options
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cli, "CudaClock", lambda: None)
+    monkeypatch.setattr(options, "CudaClock", lambda: None)
     monkeypatch.setattr(cli.Session, "run", lambda self: 0)
-    monkeypatch.setattr(cli, "_check_folder", lambda parser, folder: None)
+    monkeypatch.setattr(options, "check_folder", lambda parser, folder: None)
     commands = [step.command for step in gpu_check.steps("results") if "bench" in step.command]
     assert len(commands) == 3
     for command in commands:

@@ -9,8 +9,10 @@ from bench.cases import ReluCase
 from bench.comparison import Comparison
 from bench.files import write_atomically
 from bench.machine import Roofline
+from bench.markdown import markdown_table
 from bench.op import Traffic
-from bench.report import csv_text, markdown_table, op_report
+from bench.report import op_report
+from bench.results import csv_text
 from bench.timing import Times
 
 ROOFLINE = Roofline(1000, cache_bandwidth=1e9, memory_bandwidth=1e8, flops=1e9)

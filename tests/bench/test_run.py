@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import cli, red
+from bench import cli, onnx_peer, options, red
 from bench.cases import AttentionCase, Case, DepthwiseCase, ReluCase
 from bench.model import ModelCase
 from bench.op import OpBench
@@ -33,7 +33,8 @@ def tiny(monkeypatch):
         for name, bench in BENCHES.items()
     }
     monkeypatch.setattr(cli, "BENCHES", benches)
-    monkeypatch.setattr(cli, "QUICK", Effort(0.0, 2, 2, sample_seconds=0.0))
+    monkeypatch.setattr(options, "QUICK", Effort(0.0, 2, 2, sample_seconds=0.0))
+    monkeypatch.setattr(onnx_peer, "find_spec", lambda name: None)  # as where it is not installed
     networks = {"cpu": (ModelCase("vmf_tiny", 3, 1, (2, 32, 32)),)}
     monkeypatch.setattr("bench.model.CASES", networks)
     return benches
@@ -128,13 +129,14 @@ def test_a_peer_that_fails_is_listed_with_its_reason(tiny, capsys):
 
 
 def test_an_op_with_red_tests_gets_no_speedup(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "FULL", Effort(0.0, 1, 1, sample_seconds=0.0))
+    monkeypatch.setattr(options, "FULL", Effort(0.0, 1, 1, sample_seconds=0.0))
     monkeypatch.setattr(cli, "red_ops", lambda ops, tell: {"dynamic_relu": "its tests are red: 1"})
     assert cli.main(["--only", "dynamic_relu|few_key"]) == 1
     text = capsys.readouterr().out
     assert "its tests are red: 1" in text
-    few_key, relu = text.split("\n## ")[1:]
+    few_key, relu, targets = text.split("\n## ")[1:]
     assert "all cases" in few_key and "all cases" not in relu
+    assert "few_key_attention: all" in targets and "dynamic_relu" not in targets
 
 
 def test_red_and_missing_tests_are_found(tmp_path: Path, monkeypatch):

@@ -1,0 +1,102 @@
+"""The suite `overhead`: microseconds per call of layers so small that the kernel is nearly nothing.
+
+In one thread, since waking others is not what is asked about here.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from bench import suite
+from bench.cases import AttentionCase, Case, DepthwiseCase, ReluCase
+from bench.comparison import Comparison
+from bench.markdown import markdown_table
+from bench.op import FORWARD, RECORDED, TRAINING, OpBench
+from bench.suite import Plan, Task
+from bench.targets import OVERHEAD
+from bench.timing import Effort
+
+CASES: dict[str, Case] = {
+    "depthwise_conv3d": DepthwiseCase(
+        "tiny", 1, 1, 8, 1, (2, 4, 4), (3, 3, 3), (1, 1, 1), (1, 1, 1)
+    ),
+    "few_query_attention": AttentionCase("tiny", 1, 1, 16, (2, 4, 4), 2, 2),
+    "few_key_attention": AttentionCase("tiny", 1, 1, 16, (2, 4, 4), 2, 2),
+    "dynamic_relu": ReluCase("tiny", 1, 1, 8, (2, 4, 4)),
+}
+MODES = (FORWARD, RECORDED, TRAINING)
+THREADS = 1
+# Batches of 5 ms and more; none of the peers is left out for being slow.
+EFFORT = Effort(seconds=1.5, rounds=21, most_rounds=200, slow_factor=1e9, sample_seconds=5e-3)
+MOST_CALLS = 2000
+
+
+def batch_clock(work: Callable[[], object], calls: int) -> float:
+    """Wall time of a batch, divided: reading the clock twice a call would count too."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        work()
+    return (time.perf_counter() - start) / calls
+
+
+def tasks(benches: Sequence[OpBench], plan: Plan) -> list[Task]:
+    """One tiny case per op, in every mode."""
+    return [
+        Task(bench, case, case.batch, mode, dtype)
+        for bench in benches
+        if (case := CASES.get(bench.name))
+        for mode in MODES
+        if plan.only.search(f"{bench.name} {case} {mode}")
+        for dtype in plan.dtypes
+    ]
+
+
+def run(
+    benches: Sequence[OpBench], plan: Plan, tell: Callable[[str], None]
+) -> Iterator[Comparison]:
+    """Measures every op, single-threaded."""
+    effort = dataclasses.replace(EFFORT, most_calls=MOST_CALLS)
+    plan = dataclasses.replace(plan, clock=batch_clock, effort=effort)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        yield from suite.run(tasks(benches, plan), plan, tell)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def report(results: Sequence[Comparison]) -> str:
+    """Microseconds of ours and of the best peer; the targets and whether they are met."""
+    rows = []
+    for r in results:
+        case = f"{r.op} {r.case.label}"
+        if r.wrong or not r.ours:
+            rows.append([case, r.dtype, r.mode, r.backend, r.wrong or "-", "", "", "", "", ""])
+            continue
+        ours, peer = r.times.fastest(r.ours), r.best_peer()
+        most = OVERHEAD.get(r.mode)
+        spent = 1e6 * r.times.median(ours)
+        met = "met" if most and spent <= most else "**not met**"
+        rows.append(
+            [
+                *(case, r.dtype, r.mode, r.backend),
+                f"{spent:.1f}",
+                f"{most:.0f}" if most else "-",
+                met if most else "-",
+                " ".join(peer) if peer else "-",
+                f"{1e6 * r.times.median(peer):.1f}" if peer else "-",
+                f"{r.times.ratio(ours, peer)[0]:.2f}" if peer else "-",
+            ]
+        )
+    header = ["op", "dtype", "mode", "backend", "ours µs", "target µs", ""]
+    header += ["best peer", "its µs", "speed-up"]
+    return "\n\n".join(
+        [
+            "## Microseconds per call",
+            f"`{RECORDED}` is a forward call whose graph is kept for a backward pass that does "
+            "not come; `forward+backward` includes PyTorch's autograd engine.",
+            markdown_table(header, rows),
+        ]
+    )
