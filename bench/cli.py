@@ -13,6 +13,7 @@ from bench.comparison import Comparison
 from bench.files import write_atomically
 from bench.ops import BENCHES
 from bench.red import red_ops
+from bench.revisions.session import run as compare_revisions
 from bench.suite import Plan
 
 
@@ -28,11 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         isa.restart_limited(arguments.isa, argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    stem = options.stem(arguments)
     if arguments.compare:
-        from bench.revisions import session
-
-        return session.run(arguments.compare, argv, plan, arguments.out, options.stem(arguments))
-    return Session(arguments.suite, plan, arguments.out, options.stem(arguments)).run()
+        files = arguments.out / stem if arguments.out else None
+        return compare_revisions(arguments.compare, argv, plan, files, tell)
+    return Session(arguments.suite, plan, arguments.out, stem).run()
 
 
 class Session:

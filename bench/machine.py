@@ -104,7 +104,7 @@ def facts(device: str) -> dict[str, str]:
         "revision": git_revision(),
         "cpu": f"{_cpu_name()}, {os.cpu_count()} CPUs, torch uses {_capability()}",
         "threads": str(torch.get_num_threads()),
-        "kernels": _kernels(),
+        "kernels": kernels(),
         "instruction set": isa.description(),
         "versions": f"python {platform.python_version()}, torch {torch.__version__}"
         + "".join(f", {name} {v}" for name in ("triton", "onnxruntime") if (v := _version(name))),
@@ -182,7 +182,8 @@ def _capability() -> str:
     return torch.backends.cpu.get_cpu_capability()
 
 
-def _kernels() -> str:
+def kernels() -> str:
+    """Version and instruction set of ours."""
     built = f"vmf_kernels {vmf_kernels.__version__}"
     if _extension._C is None:
         return f"{built}, {_extension.REASON}"
