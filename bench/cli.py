@@ -87,7 +87,7 @@ class Session:
         if self.name == "model":
             from bench import model  # needs the package vmf; the ops do not
 
-            return model.run(self.plan, tell)
+            return model.run(self.plan, tell, self.breakdowns)
         if self.name == "overhead":
             return overhead.run(list(BENCHES.values()), self.plan, tell)
         todo = suite.tasks(list(BENCHES.values()), self.plan)
@@ -127,7 +127,7 @@ class Session:
         if not self.results:
             parts.append("No case matches --only.")
         elif self.name == "model":
-            parts.append(report.model_report(self.results))
+            parts.append(report.model_report(self.results, self.breakdowns))
         elif self.name == "overhead":
             parts.append(overhead.report(self.results))
         else:

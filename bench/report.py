@@ -6,9 +6,13 @@ from bench.comparison import OURS, Comparison, Key
 from bench.machine import Roofline
 from bench.markdown import markdown_table, three_digits
 from bench.op import LAYOUTS
-from bench.results import Layer, kinds, layers, rows_of, summarise
+from bench.results import Layer, Row, kinds, layers, rows_of, summarise
 from bench.targets import targets_table
 
+BREAKDOWN_NOTE = (
+    "Self time of PyTorch's operators in each part of the network, ours and eager each in its "
+    "fastest layout, under the profiler (whose own cost stands in `rest` and in small operators)."
+)
 TARGETS_NOTE = (
     "Geometric means over the layers above, set for two cores with AVX2 (`--isa avx2`) and all "
     "cases; each layer in our best layout over the best peer in its best layout."
@@ -50,8 +54,8 @@ def ops_report(results: list[Comparison], roofline: Roofline) -> str:
     return "\n\n".join(parts)
 
 
-def model_report(results: list[Comparison]) -> str:
-    """One row per contender: times, clips a second, speed-up over the best peer, memory."""
+def model_report(results: list[Comparison], breakdowns: list[Row]) -> str:
+    """Times, clips a second, speed-up over the best peer, memory; then where the time goes."""
     header = ["model", "clips", "dtype", "phase", "contender", "layout", "ms", "clips/s"]
     header += ["speed-up", "20-80%", "peak MB"]
     rows = []
@@ -68,7 +72,36 @@ def model_report(results: list[Comparison]) -> str:
                     f"{peak / 1e6:.0f}" if peak is not None else "-",
                 ]
             )
-    return "\n\n".join(["## Networks", markdown_table(header, rows), *_absent(results)])
+    parts = ["## Networks", markdown_table(header, rows), *_absent(results)]
+    if breakdowns:
+        parts += ["## Where the time goes", BREAKDOWN_NOTE, breakdown_table(breakdowns)]
+    return "\n\n".join(parts)
+
+
+def breakdown_table(rows: list[Row]) -> str:
+    """A line per network, phase and part: milliseconds and share, ours beside eager."""
+    cells: dict[tuple[str, ...], dict[str, float]] = {}
+    totals: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in rows:
+        network = (f"{row['model']} {row['clips']}", row["dtype"], row["phase"])
+        part = row["part"] if row["phase"] == "inference" else f"{row['part']}, {row['direction']}"
+        milliseconds, who = float(row["ms"]), row["contender"]
+        line = cells.setdefault((*network, part), {})
+        line[who] = line.get(who, 0.0) + milliseconds
+        total = totals.setdefault(network, {})
+        total[who] = total.get(who, 0.0) + milliseconds
+    contenders = _distinct(row["contender"] for row in rows)
+    table = []
+    for which, line in cells.items():
+        shown = []
+        for who in contenders:
+            whole = totals[which[:3]].get(who)
+            spent = line.get(who, 0.0)
+            shown += [f"{spent:.1f}", f"{100 * spent / whole:.0f}"] if whole else ["-", "-"]
+        table.append([*which, *shown])
+    header = ["network", "dtype", "phase", "part"]
+    header += [column for who in contenders for column in (f"{who} ms", "%")]
+    return markdown_table(header, table)
 
 
 def milliseconds(result: Comparison, key: Key | None) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from bench import cli, onnx_peer, options, red
 from bench.cases import AttentionCase, Case, DepthwiseCase, ReluCase
-from bench.model import ModelCase
+from bench.networks import ModelCase
 from bench.op import OpBench
 from bench.ops import BENCHES
 from bench.timing import Effort
@@ -36,7 +36,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(options, "QUICK", Effort(0.0, 2, 2, sample_seconds=0.0))
     monkeypatch.setattr(onnx_peer, "find_spec", lambda name: None)  # as where it is not installed
     networks = {"cpu": (ModelCase("vmf_tiny", 3, 1, (2, 32, 32)),)}
-    monkeypatch.setattr("bench.model.CASES", networks)
+    monkeypatch.setattr("bench.networks.CASES", networks)
     return benches
 
 
@@ -154,13 +154,20 @@ def test_red_and_missing_tests_are_found(tmp_path: Path, monkeypatch):
 def test_networks_both_phases_and_layouts(capsys, tmp_path: Path):
     assert cli.main(["--suite", "model", "--quick", "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    rows = [line for line in text.splitlines() if line.startswith("| vmf_tiny")]
+    networks, parts = text.split("## Where the time goes")
+    rows = [line for line in networks.splitlines() if line.startswith("| vmf_tiny")]
     assert len(rows) == 8 and all("2x3x2x32x32 (of 3)" in row for row in rows)
+    for part in ("depthwise convolution", "attention and tokens", "dynamic ReLU", "norm"):
+        for ending in (" ", ", forward ", ", backward "):
+            assert f"| {part}{ending}" in parts
+    assert "inductor (channels_last_3d, contiguous), 2 of 2 rows: only with --peers all" in text
     for phase in ("inference", "training step"):
         for contender in ("ours ", "eager"):
             for layout in ("contiguous ", "channels_last_3d"):
                 assert any(phase in r and contender in r and layout in r for r in rows)
     assert (tmp_path / "model-cpu-quick.csv").exists()
+    told = (tmp_path / "model-cpu-quick-breakdown.csv").read_text()
+    assert "training step,float32,ours," in told.replace("2x3x2x32x32,", "") and "# cpu: " in told
 
 
 def test_interrupting_shows_what_is_there_and_writes_nothing(tmp_path: Path, capsys, monkeypatch):
