@@ -15,6 +15,7 @@ STAGES = ((24, 3), (48, 5), (96, 11), (192, 7))  # channels, blocks
 EXPANSION = 2.25
 SQUEEZE = 1 / 16
 HEAD = 2048
+FIRST_SCALE = 0.2
 
 
 class ConvNorm(nn.Sequential):
@@ -66,6 +67,9 @@ class Bottleneck(nn.Module):
         self.depthwise = ConvNorm(inner, inner, (3, 3, 3), stride=stride, groups=inner)
         self.squeeze = SqueezeExcite(inner) if squeeze else nn.Identity()
         self.narrow = ConvNorm(inner, out, (1, 1, 1))
+        # Near zero as in training recipes, so that gradients do not explode over 26 blocks, which
+        # would make large differences of roundings; not zero, so that every layer has gradients.
+        nn.init.constant_(self.narrow[1].weight, FIRST_SCALE)
         self.shortcut: nn.Module = nn.Identity()
         if channels != out:
             self.shortcut = ConvNorm(channels, out, (1, 1, 1), stride=stride)
