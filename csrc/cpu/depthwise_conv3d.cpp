@@ -1,8 +1,9 @@
 // Depthwise convolution, forward and input gradient: each element written gathers what it needs, so
 // no two items write the same one.
 //
-// An item is a block of lanes, some rows and some frames. It holds the frames read that the frame
-// being written needs as a ring over T, packed by Reader: each is read from memory once.
+// An item is a group of lanes, some rows and some frames. Rows are read where they lie if the
+// arithmetic can take them as they are; else the frames that the frame being written needs are held
+// as a ring over T, packed by Reader, and each is read from memory once.
 #include "depthwise_conv3d.h"
 
 #include "../workspace.h"
@@ -23,11 +24,13 @@ struct GatherPlan {
         columns(w),
         channels(transposed ? s.channels : s.channels * s.multiplier),
         repeat(transposed ? s.multiplier : 1),
-        share(transposed ? 1 : s.multiplier) {
+        share(transposed ? 1 : s.multiplier),
+        in_place(s.channels_last && s.multiplier == 1 && channels >= kBlock &&
+                 (s.dtype == DType::f32 || s.dtype == DType::f64) && columns.readable_in_place(w)) {
     const int64_t column_bytes = kBlock * (s.dtype == DType::f64 ? 8 : 4);
     const int64_t work = s.batch * s.channels * s.multiplier * volume(s.output) * volume(s.kernel);
     split = Split(w.to > 0 ? s.batch : 0, channels, s.channels_last, t, h,
-                  repeat * t.span(1) * columns.width * column_bytes, work);
+                  repeat * t.span(1) * columns.width * column_bytes, work, in_place);
   }
 
   Axis t, h, w;
@@ -35,6 +38,7 @@ struct GatherPlan {
   int64_t channels;  // written
   int64_t repeat;    // channels read for one written: input gradient with a multiplier
   int64_t share;     // channels written that read the same one: forward with a multiplier
+  bool in_place;     // rows are read where they lie
   Split split;
 };
 
@@ -47,6 +51,7 @@ class Gatherer {
            const T* bias, T* to)
       : shape_(shape),
         plan_(plan),
+        from_(from),
         weight_(weight),
         bias_(bias),
         to_(to),
@@ -57,34 +62,29 @@ class Gatherer {
         frames_(plan.t.span(1)),
         row_size_(plan.columns.width * kCount),
         frame_size_(plan.h.span(plan.split.h_size()) * row_size_),
-        chunk_(shape.channels_last ? smaller(kChunk, plan.split.h_size()) : plan.split.h_size()),
         reader_(from, from_strides_, shape.channels_last, plan.w.from, plan.columns.left,
-                plan.columns.width, plan.split.group_size() * kParts),
-        parts_(plan.split.group_size() * kParts),
+                plan.columns.width, plan.split.group_lanes() / kCount),
+        vectors_(plan.split.group_lanes() / kCount),
+        writers_(plan.split.group_lanes() / kCount),
         kernels_(plan.columns.phases),
-        lists_(chunk_ * plan.columns.phases),
-        taps_(chunk_ * plan.repeat * volume(shape.kernel)),
-        next_from_(from, from_strides_, shape.channels_last,
-                   plan.channels * plan.repeat / plan.share, plan.w.from,
-                   plan.split.group_size() * kBlock),
-        next_to_(to, to_strides_, shape.channels_last, plan.channels, plan.w.to,
-                 plan.split.group_size() * kBlock) {
-    const int64_t ring = plan.repeat * frames_ * frame_size_;
-    const int64_t weights =
-        plan.repeat * shape.kernel[0] * shape.kernel[1] * plan.columns.taps * kCount;
-    const int64_t rows = (shape.channels_last ? 1 : plan.split.h_size()) * plan.w.to * kCount;
-    const int64_t count = plan.split.group_size() * kParts;
-    part_size_ = ring + weights + kCount;
-    memory_ = static_cast<Real*>(workspace((count * part_size_ + rows + kCount) * sizeof(Real)));
-    for (int64_t i = 0; i < count; ++i) {
-      parts_[i].ring = memory_ + i * part_size_;
-      parts_[i].weight = parts_[i].ring + ring;
-      parts_[i].bias = parts_[i].weight + weights;
-    }
-    rows_ = memory_ + count * part_size_;
+        rows_(plan.split.h_size() * plan.columns.phases),
+        taps_(plan.split.h_size() * plan.repeat * volume(shape.kernel)),
+        next_from_(false, from, from_strides_, shape.channels_last,
+                   plan.channels * plan.repeat / plan.share, plan.w.from, plan.split.group_lanes()),
+        next_to_(true, to, to_strides_, shape.channels_last, plan.channels, plan.w.to,
+                 plan.split.group_lanes()) {
+    const int64_t count = plan.split.group_lanes() / kCount;
+    const int64_t ring = plan.in_place ? 0 : plan.repeat * frames_ * frame_size_;
+    weights_size_ = shape.kernel[0] * shape.kernel[1] * plan.columns.taps * kCount;
+    part_size_ = ring + plan.repeat * weights_size_ + kCount;
+    const int64_t buffer = plan.split.h_size() * plan.w.to * kCount;
+    parts_ = static_cast<Real*>(
+        workspace((count * part_size_ + buffer + kCount) * static_cast<int64_t>(sizeof(Real))));
+    buffer_ = parts_ + count * part_size_;
     for (int64_t p = 0; p < plan.columns.phases; ++p) {
       const Phase& phase = plan.columns.phase[p];
-      kernels_[p] = find_row_kernel<Real>(phase.chunk, phase.advance, phase.count);
+      kernels_[p] = RowKernels<Real>(phase.chunk, phase.advance, phase.count);
+      tiles_ += kernels_[p].tiles;
     }
   }
 
@@ -94,82 +94,67 @@ class Gatherer {
     const Range held = plan_.h.sources(item.h);
     int64_t next = 0;  // frame to be read
     for (int64_t t = item.t.begin; t < item.t.end; ++t) {
-      const Range frames = plan_.t.sources({t, t + 1});
-      for (int64_t f = larger(next, frames.begin); f < frames.end; ++f) {
-        for (int64_t r = 0; r < plan_.repeat; ++r) {
-          reader_.read(r, f, held, memory_ + frame(r, f), part_size_);
+      if (!plan_.in_place) {
+        const Range frames = plan_.t.sources({t, t + 1});
+        for (int64_t f = larger(next, frames.begin); f < frames.end; ++f) {
+          for (int64_t r = 0; r < plan_.repeat; ++r) {
+            reader_.read(r, f, held, parts_ + frame(r, f), part_size_);
+          }
         }
+        next = larger(next, frames.end);
       }
-      next = larger(next, frames.end);
       prefetch(t, item, held);
-      for (int64_t h = item.h.begin; h < item.h.end; h += chunk_) {
-        prefetch_written(t, h, item);
-        write(t, {h, smaller(h + chunk_, item.h.end)}, held);
-      }
+      write(t, item.h, held);
     }
   }
 
  private:
   static constexpr int kCount = kLanes<Real>;
-  static constexpr int kParts = static_cast<int>(kBlock) / kCount;
-  // Rows written for one vector of lanes before the next one's turn: what they read stays in the
-  // first-level cache.
-  static constexpr int64_t kChunk = 4;
 
-  // The lanes of one vector and what is held for them.
-  struct Part {
-    Real* ring;    // [repeat][frame % frames_][row][column][lane]
-    Real* weight;  // [repeat][kT][kH][Columns::tap][lane]
-    Real* bias;    // [lane]
-    Writer<T> writer;
-  };
-
-  // The taps of a row that are not padding.
-  struct List {
-    int64_t begin, count;  // in taps_; count for each repeat
-  };
-
-  void start(Range lanes_range) {
-    first_lane_ = lanes_range.begin;
-    count_ = ceil_div(lanes_range.size(), kCount);
-    reader_.attach(lanes_range, plan_.channels, plan_.repeat, plan_.share);
-    next_from_.attach(lanes_range, plan_.repeat, plan_.share);
-    next_to_.attach(lanes_range, 1, 1);
-    const int64_t weights = shape_.kernel[0] * shape_.kernel[1] * plan_.columns.taps * kCount;
+  // What is held for a vector of lanes: the ring as [repeat][frame % frames_][row][column][lane],
+  // the weights as [repeat][kT][kH][Columns::tap][lane], the bias as [lane].
+  void start(Range range) {
+    first_lane_ = range.begin;
+    count_ = ceil_div(range.size(), kCount);
+    if (!plan_.in_place) reader_.attach(range, plan_.channels, plan_.repeat, plan_.share);
+    next_from_.attach(range, plan_.repeat, plan_.share);
+    next_to_.attach(range, 1, 1);
     for (int64_t i = 0; i < count_; ++i) {
-      Part& part = parts_[i];
-      const Lanes<Real> lanes(lanes_range.begin + i * kCount, lanes_range.end, plan_.channels);
-      part.writer.attach(to_, to_strides_, shape_.channels_last, lanes);
+      int64_t first = range.begin + i * kCount;
+      // No vector reaches beyond the group: the last one overlaps the one before.
+      if (plan_.in_place) first = smaller(first, range.end - kCount);
+      const Lanes<Real> lanes(first, range.end, plan_.channels);
+      writers_[i].attach(to_, to_strides_, shape_.channels_last, lanes);
+      Real* const bias = parts_ + (i + 1) * part_size_ - kCount;
+      Real* const weight = bias - plan_.repeat * weights_size_;
+      vectors_[i] = {parts_ + i * part_size_, weight, bias, buffer_};
+      if constexpr (sizeof(T) == sizeof(Real)) {
+        if (plan_.in_place) {
+          vectors_[i].from = from_ + lanes.sample[0] * from_strides_.n + lanes.channel[0];
+        }
+      }
       for (int64_t r = 0; r < plan_.repeat; ++r) {
         read_weights(weight_, shape_, plan_.columns, lanes, plan_.repeat, r,
-                     part.weight + r * weights);
+                     weight + r * weights_size_);
       }
-      const T* bias[kCount];
+      const T* biases[kCount];
       for (int lane = 0; lane < kCount; ++lane) {
         const bool any = bias_ != nullptr && lane < lanes.count;
-        bias[lane] = any ? bias_ + lanes.channel[lane] : nullptr;
+        biases[lane] = any ? bias_ + lanes.channel[lane] : nullptr;
       }
-      gather_rows(bias, 1, [&](int64_t) { return part.bias; });
+      gather_rows(biases, 1, [&](int64_t) { return bias; });
     }
   }
 
-  // Starts to fetch the frame that the next one written will want.
+  // Starts to fetch what the next frame written will want.
   void prefetch(int64_t t, const Item& item, Range held) {
     next_from_.stop();
-    if (t + 1 >= item.t.end) return;
-    const int64_t now = plan_.t.sources({t, t + 1}).end, then = plan_.t.sources({t + 1, t + 2}).end;
-    if (then > now) next_from_.start(then - 1, held, item.h.size() * count_);
-  }
-
-  // Starts to fetch the rows that are written after those from `h` on.
-  void prefetch_written(int64_t t, int64_t h, const Item& item) {
-    h += chunk_;
-    if (h >= item.h.end) {
-      h = item.h.begin;
-      ++t;
-    }
     next_to_.stop();
-    if (t < item.t.end) next_to_.start(t, {h, smaller(h + chunk_, item.h.end)}, chunk_ * count_);
+    if (t + 1 >= item.t.end) return;
+    const int64_t calls = item.h.size() * tiles_ * ceil_div(count_, 2);
+    const int64_t now = plan_.t.sources({t, t + 1}).end, then = plan_.t.sources({t + 1, t + 2}).end;
+    if (then > now) next_from_.start(then - 1, held, calls);
+    next_to_.start(t + 1, item.h, calls);
   }
 
   // Offset of a frame in a ring.
@@ -177,43 +162,59 @@ class Gatherer {
     return (repeat * frames_ + t % frames_) * frame_size_;
   }
 
-  void write(int64_t t, Range rows, Range held) {
-    list_taps(t, rows, held);
-    for (int64_t i = 0; i < count_; ++i) {
-      const Part& part = parts_[i];
-      const List* list = &lists_[0];
-      Real* buffer = rows_;
-      for (int64_t h = rows.begin; h < rows.end; ++h) {
-        next_from_.advance();
-        next_to_.template advance<true>();
-        Real* direct = part.writer.direct(t, h);
-        Real* row = direct == nullptr ? buffer : direct;
-        const int64_t step = direct == nullptr ? kCount : to_strides_.w;
-        for (int64_t p = 0; p < plan_.columns.phases; ++p, ++list) {
-          const Phase& phase = plan_.columns.phase[p];
-          kernels_[p](&taps_[list->begin], plan_.repeat, list->count, phase.advance, part.ring,
-                      part.weight, part.bias, row + phase.first * step, phase.step * step,
-                      phase.count);
-        }
-        if (!shape_.channels_last) {
-          buffer += plan_.w.to * kCount;
-        } else if (direct == nullptr) {
-          part.writer.write(buffer, t, h, plan_.w.to);
-        }
+  void write(int64_t t, Range h, Range held) {
+    list_taps(t, h, held);
+    for (int64_t i = 0; i < count_;) {
+      const int64_t begin = i;
+      while (i < count_ && (vectors_[i].to = writers_[i].direct(t, h.begin)) != nullptr) ++i;
+      if (i > begin) {
+        convolve(begin, i, h.size(), to_strides_.w, to_strides_.h);
+      } else {
+        vectors_[i].to = buffer_;
+        convolve(i, i + 1, h.size(), kCount, plan_.w.to * kCount);
+        writers_[i].write(buffer_, t, h.begin, h.size() * plan_.w.to);
+        ++i;
       }
-      if (!shape_.channels_last) part.writer.write(rows_, t, rows.begin, rows.size() * plan_.w.to);
     }
   }
 
-  void list_taps(int64_t t, Range rows, Range held) {
-    int64_t count = 0, list = 0;
-    for (int64_t h = rows.begin; h < rows.end; ++h) {
-      for (int64_t p = 0; p < plan_.columns.phases; ++p) {
-        const int64_t begin = count;
+  void convolve(int64_t begin, int64_t end, int64_t rows, int64_t step, int64_t row_step) {
+    for (int64_t p = 0; p < plan_.columns.phases; ++p) {
+      const Phase& phase = plan_.columns.phase[p];
+      Rows<Real> job;
+      job.vector = &vectors_[begin];
+      job.vectors = end - begin;
+      // In a tensor, what shares cache lines or rows takes turns at a few columns; packed rows are
+      // read as the runs of memory that they are.
+      job.vectors_together = plan_.in_place ? kBlock / kCount : 1;
+      job.rows_together = plan_.in_place ? rows : 1;
+      job.row = &rows_[p * plan_.split.h_size()];
+      job.rows = rows;
+      job.taps = &taps_[0];
+      job.groups = plan_.repeat;
+      job.width = plan_.in_place ? plan_.w.from : plan_.columns.width;
+      job.column = plan_.in_place ? from_strides_.w : kCount;
+      job.advance = phase.advance;
+      job.columns = phase.count;
+      job.first = phase.first * step;
+      job.step = phase.step * step;
+      job.row_step = row_step;
+      job.next_from = &next_from_;
+      job.next_to = &next_to_;
+      kernels_[p].run(job);
+    }
+  }
+
+  void list_taps(int64_t t, Range h, Range held) {
+    int64_t count = 0;
+    for (int64_t p = 0; p < plan_.columns.phases; ++p) {
+      RowTaps* row = &rows_[p * plan_.split.h_size()];
+      for (int64_t at = h.begin; at < h.end; ++at, ++row) {
+        row->begin = count;
         for (int64_t r = 0; r < plan_.repeat; ++r) {
-          count = list_taps(plan_.columns.phase[p], r, t, h, held, count);
+          count = list_taps(plan_.columns.phase[p], r, t, at, held, count);
         }
-        lists_[list++] = {begin, (count - begin) / plan_.repeat};
+        row->count = (count - row->begin) / plan_.repeat;
       }
     }
   }
@@ -227,12 +228,14 @@ class Gatherer {
       for (int64_t kh = 0; kh < shape_.kernel[1]; ++kh) {
         const int64_t from_h = plan_.h.source(h, kh);
         if (from_h < 0) continue;
-        const int64_t row = frame(repeat, from_t) + (from_h - held.begin) * row_size_;
-        const int64_t first =
-            ((repeat * shape_.kernel[0] + kt) * shape_.kernel[1] + kh) * columns.taps;
+        const int64_t row = plan_.in_place
+                                ? from_t * from_strides_.t + from_h * from_strides_.h
+                                : frame(repeat, from_t) + (from_h - held.begin) * row_size_;
+        const int64_t left = plan_.in_place ? 0 : columns.left;
+        const int64_t first = (kt * shape_.kernel[1] + kh) * columns.taps;
         for (int64_t k = phase.taps_begin; k < phase.taps_end; k += phase.chunk) {
-          taps_[count++] = {row + (columns.left + columns.offset[k]) * kCount,
-                            (first + k) * kCount};
+          taps_[count++] = {row, left + columns.offset[k],
+                            repeat * weights_size_ + (first + k) * kCount};
         }
       }
     }
@@ -241,21 +244,22 @@ class Gatherer {
 
   const Shape& shape_;
   const GatherPlan& plan_;
-  const T *weight_, *bias_;
+  const T *from_, *weight_, *bias_;
   T* to_;
   Strides from_strides_, to_strides_;
   int64_t frames_, row_size_, frame_size_;  // of the rings
-  int64_t chunk_;                           // rows written together
-  int64_t first_lane_ = -1, count_ = 0;     // the lanes at hand, and in how many vectors
+  int64_t weights_size_, part_size_;
+  int64_t first_lane_ = -1, count_ = 0;  // the lanes at hand, and in how many vectors
   Reader<T> reader_;
-  Array<Part> parts_;
-  Array<RowKernel<Real>> kernels_;  // [phase]
-  Array<List> lists_;               // [row][phase]
+  Array<RowVector<Real>> vectors_;
+  Array<Writer<T>> writers_;
+  Array<RowKernels<Real>> kernels_;  // [phase]
+  int64_t tiles_ = 0;                // of two vectors in a row
+  Array<RowTaps> rows_;              // [phase][row]
   Array<RowTap> taps_;
-  Prefetcher<T> next_from_, next_to_;
-  Real* memory_;  // of parts_, part_size_ each; the ring comes first
-  int64_t part_size_;
-  Real* rows_;  // written before they go to the tensor, where they cannot go there directly
+  Prefetcher next_from_, next_to_;
+  Real* parts_;   // part_size_ for each vector
+  Real* buffer_;  // rows written before they go to the tensor, where they cannot go there directly
 };
 
 int64_t items(const Shape& shape, bool transposed) {

@@ -30,7 +30,7 @@ struct SumsPlan {
         split(w.to > 0 ? s.batch : 0, channels, s.channels_last, t, h,
               (t.span(1) * columns.width + tile.tiles * tile.columns) * kBlock *
                   (s.dtype == DType::f64 ? 8 : 4),
-              s.batch * channels * volume(s.output) * volume(s.kernel), true) {}
+              s.batch * channels * volume(s.output) * volume(s.kernel), false, true) {}
 
   Axis t, h, w;
   Columns plain;  // as the row is
@@ -75,10 +75,10 @@ class Summer {
                shape.channels_last, plan.w.from, plan.columns.left, plan.columns.width,
                plan.split.group_size() * kParts),
         next_grad_(
-            grad,
+            false, grad,
             activation_strides(plan.channels, plan.t.to, plan.h.to, plan.w.to, shape.channels_last),
             shape.channels_last, plan.channels, plan.w.to, plan.split.group_size() * kBlock),
-        next_input_(input,
+        next_input_(false, input,
                     activation_strides(shape.channels, plan.t.from, plan.h.from, plan.w.from,
                                        shape.channels_last),
                     shape.channels_last, shape.channels, plan.w.from,
@@ -209,7 +209,7 @@ class Summer {
   Real* scratch_;
   int64_t grad_columns_;
   Reader<T> grad_, input_;
-  Prefetcher<T> next_grad_, next_input_;
+  Prefetcher next_grad_, next_input_;
   int64_t frames_, row_size_, frame_size_;  // of the ring
   int64_t zeros_;                           // offset of a row of zeros
   Array<int64_t> inputs_;                   // offsets in the ring, as the sum kernel wants them

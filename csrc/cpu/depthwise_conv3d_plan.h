@@ -18,8 +18,8 @@ namespace {
 
 using Shape = DepthwiseConv3dShape;
 
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }  // of a >= 0
 inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
 inline int64_t volume(const int64_t size[3]) { return size[0] * size[1] * size[2]; }
@@ -156,6 +156,19 @@ class Columns {
     width = left + high;
   }
 
+  // Whether rows of `from` can be read where they lie: padding is then under some taps of a run of
+  // the row's first and last results only, which the row kernel leaves out.
+  bool readable_in_place(const Axis& axis) const {
+    for (int64_t p = 0; p < phases; ++p) {
+      const Phase& f = phase[p];
+      for (int64_t i = f.taps_begin; i < f.taps_end; i += f.chunk) {
+        const int64_t last = offset[i] + (f.count - 1) * f.advance;
+        if (offset[i] < 1 - f.chunk || last >= axis.from) return false;
+      }
+    }
+    return true;
+  }
+
   int64_t phases;
   int64_t taps = 0;  // over all phases
   Array<int64_t> tap, offset;
@@ -194,19 +207,20 @@ class Split {
   Split() = default;
 
   // `row_bytes` is what a row takes in cache for a block, over all frames held; `work` the
-  // multiply-adds in all. With `shared_bunches` an item may go over several bunches.
+  // multiply-adds in all. With `whole_vectors` no group has fewer lanes than a block, nor lanes of
+  // two samples. With `shared_bunches` an item may go over several bunches.
   Split(int64_t batch, int64_t channels, bool channels_last, const Axis& t, const Axis& h,
-        int64_t row_bytes, int64_t work, bool shared_bunches = false)
-      : batch_(batch), channels_(channels), h_(h.to), t_(t.to) {
+        int64_t row_bytes, int64_t work, bool whole_vectors, bool shared_bunches = false)
+      : batch_(batch), channels_(channels), h_(h.to), t_(t.to), whole_(whole_vectors) {
     if (batch * channels * h.to * t.to == 0) return;
-    bunch_ = choose_bunch(channels_last);
-    blocks_ = ceil_div(bunch_ * channels, kBlock);
+    bunch_ = whole_vectors ? 1 : choose_bunch(channels_last);
+    blocks_ = whole_vectors ? channels / kBlock : ceil_div(bunch_ * channels, kBlock);
     bunches_ = ceil_div(batch, bunch_);
 
     // What is held should leave room in the second-level cache for what is written. It is as wide
     // as the tensor, where neighbouring lanes are neighbours in memory, and some rows high, as
     // borders are read twice.
-    constexpr int64_t kCache = 384 << 10, kRows = 8;
+    const int64_t kCache = (whole_vectors ? 256 : 384) << 10, kRows = 8;
     group_size_ = channels_last ? blocks_ : 1;
     h_size_ = h_;
     t_size_ = t_;
@@ -230,8 +244,9 @@ class Split {
   int64_t items() const { return shares_ * items_per_bunch(); }
   int64_t items_per_bunch() const { return groups() * t_parts() * h_parts(); }
   int64_t groups() const { return ceil_div(blocks_, group_size_); }
-  int64_t parts() const { return t_parts() * h_parts(); }  // of a group
-  int64_t group_size() const { return group_size_; }       // in blocks
+  int64_t parts() const { return t_parts() * h_parts(); }                  // of a group
+  int64_t group_size() const { return group_size_; }                       // in blocks
+  int64_t group_lanes() const { return (group_size_ + whole_) * kBlock; }  // at most
   int64_t h_size() const { return h_size_; }
 
   // The bunches that an item goes over.
@@ -253,7 +268,9 @@ class Split {
     const int64_t first = bunch * bunch_ * channels_;
     const int64_t end = smaller(batch_, (bunch + 1) * bunch_) * channels_;
     const int64_t size = group_size_ * kBlock;
-    return {smaller(first + group * size, end), smaller(first + (group + 1) * size, end)};
+    const bool last = group + 1 == groups();
+    return {smaller(first + group * size, end),
+            last ? end : smaller(first + (group + 1) * size, end)};
   }
 
  private:
@@ -299,7 +316,8 @@ class Split {
   static constexpr int64_t kWide = 8;
 
   int64_t batch_ = 0, channels_ = 0, h_ = 0, t_ = 0;
-  int64_t bunch_ = 1;  // samples
+  bool whole_ = false;  // the last group of a bunch takes a block that is not full
+  int64_t bunch_ = 1;   // samples
   int64_t bunches_ = 0, blocks_ = 0, shares_ = 0;
   int64_t group_size_ = 1, h_size_ = 1, t_size_ = 1;
 };

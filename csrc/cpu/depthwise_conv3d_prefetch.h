@@ -14,13 +14,16 @@ namespace vmf {
 namespace VMF_ISA {
 namespace {
 
-template <typename T>
 class Prefetcher {
  public:
   // Of an activation with `channels` channels, `columns` columns a row and at most `lanes` lanes.
-  Prefetcher(const T* data, const Strides& strides, bool channels_last, int64_t channels,
-             int64_t columns, int64_t lanes)
-      : data_(reinterpret_cast<const char*>(data)),
+  // To be written or read.
+  template <typename T>
+  Prefetcher(bool written, const T* data, const Strides& strides, bool channels_last,
+             int64_t channels, int64_t columns, int64_t lanes)
+      : written_(written),
+        data_(reinterpret_cast<const char*>(data)),
+        element_(sizeof(T)),
         strides_(strides),
         channels_last_(channels_last),
         channels_(channels),
@@ -45,37 +48,43 @@ class Prefetcher {
   void start(int64_t t, Range rows, int64_t calls) {
     offset_ = t * strides_.t + rows.begin * strides_.h;
     positions_ = rows.size() * columns_;
-    run_ = step_ = position_ = 0;
+    run_ = step_ = 0;
+    at_ = end_ = nullptr;
     int64_t lines = 0;
     for (int64_t i = 0; i < count_; ++i) lines += steps(i) * (bytes(i) / kLine + 1);
     lines_ = ceil_div(lines, larger(calls, 1));
   }
 
-  void stop() { run_ = count_; }
+  void stop() {
+    run_ = count_;
+    at_ = end_ = nullptr;
+  }
 
-  template <bool Write = false>
-  void advance() {
-    for (int64_t i = 0; i < lines_ && run_ < count_; ++i) {
-      const char* p =
-          data_ +
-          (runs_[run_].offset + offset_ + step_ * strides_.w) * static_cast<int64_t>(sizeof(T)) +
-          position_;
-      if (Write) {
-        prefetch_to_write(p);
+  __attribute__((noinline)) void advance() {
+    for (int64_t i = 0; i < lines_; ++i, at_ += kLine) {
+      if (at_ >= end_ && !next_piece()) return;
+      if (written_) {
+        prefetch_to_write(at_);
       } else {
-        prefetch(p);
+        prefetch(at_);
       }
-      position_ += kLine;
-      if (position_ < bytes(run_)) continue;
-      position_ = 0;
-      if (++step_ < steps(run_)) continue;
-      step_ = 0;
-      ++run_;
     }
   }
 
  private:
   static constexpr int64_t kLine = 64;
+
+  // Goes to the next piece of memory without gaps; false if there is none.
+  bool next_piece() {
+    if (run_ == count_) return false;
+    at_ = data_ + (runs_[run_].offset + offset_ + step_ * strides_.w) * element_;
+    end_ = at_ + bytes(run_);
+    if (++step_ == steps(run_)) {
+      step_ = 0;
+      ++run_;
+    }
+    return true;
+  }
 
   struct Run {
     int64_t offset, channels;
@@ -85,17 +94,20 @@ class Prefetcher {
   bool whole(int64_t i) const { return runs_[i].channels == channels_; }
   int64_t steps(int64_t i) const { return whole(i) ? 1 : positions_; }
   int64_t bytes(int64_t i) const {
-    return runs_[i].channels * (whole(i) ? positions_ : 1) * static_cast<int64_t>(sizeof(T));
+    return runs_[i].channels * (whole(i) ? positions_ : 1) * element_;
   }
 
+  bool written_;
   const char* data_;
+  int64_t element_;  // bytes
   Strides strides_;
   bool channels_last_;
   int64_t channels_, columns_;
   Array<Run> runs_;
   int64_t count_ = 0;
   int64_t offset_ = 0, positions_ = 0, lines_ = 0;
-  int64_t run_ = 0, step_ = 0, position_ = 0;  // the next line
+  int64_t run_ = 0, step_ = 0;                 // the next piece
+  const char *at_ = nullptr, *end_ = nullptr;  // the next line, and where its piece ends
 };
 
 }  // namespace

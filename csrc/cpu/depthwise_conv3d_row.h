@@ -1,11 +1,14 @@
-// The inner kernel of forward and input gradient: one row written.
+// The inner kernel of forward and input gradient: some rows written, of some vectors of lanes.
 //
 // A row of the result is a sum of 1D convolutions, one per (kT, kH) tap that is not padding. Which
-// they are is a list made by the caller, so the kernel knows neither T nor H, neither borders nor
-// dilation: it keeps a tile of R results in registers and runs down the list.
+// they are is a list made by the caller, so the kernel knows neither T nor H nor dilation: it keeps
+// a tile of R results of V vectors in registers and runs down the list. Rows are read where they
+// lie, in a tensor or packed: columns that are padding are left out, and only the few that a run of
+// taps may meet at either end of a row are looked at.
 #pragma once
 
 #include "depthwise_conv3d_plan.h"
+#include "depthwise_conv3d_prefetch.h"
 #include "vec.h"
 
 namespace vmf {
@@ -13,102 +16,215 @@ namespace VMF_ISA {
 namespace {
 
 struct RowTap {
-  int64_t from;    // the column under the first tap of the first result, in what is held
+  int64_t row;     // where the row read begins
+  int64_t column;  // under the first tap of the first result
   int64_t weight;  // the first tap of the run, in the weights
 };
 
-// Writes `columns` >= R results, `step` elements apart: the bias plus `groups` sums of `count` taps
-// each; shorter chains lose fewer digits. The column read moves on by Advance from one result to
-// the next; by `advance` where Advance is 0.
-template <typename Real>
-using RowKernel = void (*)(const RowTap* taps, int64_t groups, int64_t count, int64_t advance,
-                           const Real* held, const Real* weights, const Real* bias, Real* to,
-                           int64_t step, int64_t columns);
+// The taps of a row written.
+struct RowTaps {
+  int64_t begin;
+  int64_t count;  // for each group
+};
 
-template <typename Real, int Taps, int Advance, int R>
-void convolve_row(const RowTap* taps, int64_t groups, int64_t count, int64_t advance,
-                  const Real* held, const Real* weights, const Real* bias, Real* to, int64_t step,
-                  int64_t columns) {
+// One vector of lanes; what is said of rows and weights counts from here.
+template <typename Real>
+struct RowVector {
+  const Real *from, *weight, *bias;
+  Real* to;
+};
+
+// What the kernel does: distances are in elements. Each result is the bias plus `groups` sums;
+// shorter chains lose fewer digits.
+template <typename Real>
+struct Rows {
+  const RowVector<Real>* vector;
+  int64_t vectors, vectors_together;  // so many take turns at a tile of columns
+  const RowTaps* row;
+  int64_t rows, rows_together;  // the same
+  const RowTap* taps;
+  int64_t groups;
+  int64_t width, column;          // columns of a row read, and from one to the next
+  int64_t advance;                // columns read, from one result to the next
+  int64_t columns;                // results in a row
+  int64_t first, step, row_step;  // the first result, from one to the next, and from row to row
+  Prefetcher *next_from, *next_to;
+};
+
+template <typename Real>
+using RowKernel = void (*)(const Rows<Real>& rows);
+
+// Results `at`, ..., at + R - 1 of one row.
+template <typename Real, int Taps, int Advance, int V, int R>
+__attribute__((always_inline)) inline void convolve_tile(const Rows<Real>& rows,
+                                                         const RowVector<Real>* vector, int64_t row,
+                                                         int64_t at) {
   constexpr int lanes = kLanes<Real>;
   constexpr int kStep = Advance == 0 ? 1 : Advance;  // in columns loaded
   constexpr int kColumns = (R - 1) * kStep + Taps;
   static_assert(Advance != 0 || Taps == 1, "columns are shared where their distance is known");
-  if (Advance != 0) advance = Advance;
-  for (int64_t first = 0;;) {
-    for (int64_t group = 0; group < groups; ++group) {
-      Vec<Real> sum[R] = {};
-      for (int64_t i = group * count; i < (group + 1) * count; ++i) {
-        const Real* from = held + taps[i].from + first * advance * lanes;
-        Vec<Real> weight[Taps];
+  const int64_t advance = Advance == 0 ? rows.advance : Advance;
+  // Columns are addressed from every fourth one: a single chain of additions would be too slow.
+  constexpr int kAhead = 4;
+  const int64_t distance = rows.column * (Advance == 0 ? advance : 1);
+  int64_t ahead[kAhead] = {0, distance, 2 * distance, 3 * distance};
+  for (int i = 1; i < kAhead; ++i) pin_offset(ahead[i]);
+  const int64_t step = rows.step;
+  const int64_t count = rows.row[row].count;
+  const RowTap* tap = rows.taps + rows.row[row].begin;
+  for (int64_t group = 0; group < rows.groups; ++group) {
+    Vec<Real> sum[V][R] = {};
+    for (int64_t i = 0; i < count; ++i, ++tap) {
+      const int64_t left = tap->column + at * advance, right = rows.width - left;
+      const Real* from[V];
+      Vec<Real> weight[V][Taps];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) {
+        from[v] = vector[v].from + tap->row + left * rows.column;
 #pragma GCC unroll 8
-        for (int k = 0; k < Taps; ++k) weight[k] = load(weights + taps[i].weight + k * lanes);
+        for (int k = 0; k < Taps; ++k) {
+          weight[v][k] = load(vector[v].weight + tap->weight + k * lanes);
+        }
+      }
 #pragma GCC unroll 64
-        for (int column = 0; column < kColumns; ++column) {
-          Vec<Real> x = load(from);
-          pin(x);
-          from += (Advance == 0 ? advance : 1) * lanes;
-          if (Advance == 0) pin_address(from);
+      for (int column = 0; column < kColumns; ++column) {
+        const bool padding = (column < Taps - 1 && left + column < 0) ||
+                             (column > (R - 1) * kStep && column >= right);
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) {
+          if (!padding) {
+            Vec<Real> x = load(from[v] + ahead[column % kAhead]);
+            pin(x);
 #pragma GCC unroll 8
-          for (int k = 0; k < Taps; ++k) {
-            const int r = (column - k) / kStep;
-            if (column >= k && (column - k) % kStep == 0 && r < R) {
-              sum[r] = fma(x, weight[k], sum[r]);
+            for (int k = 0; k < Taps; ++k) {
+              const int r = (column - k) / kStep;
+              if (column >= k && (column - k) % kStep == 0 && r < R) {
+                sum[v][r] = fma(x, weight[v][k], sum[v][r]);
+              }
             }
+          }
+          if (column % kAhead == kAhead - 1) {
+            from[v] += kAhead * distance;
+            pin_address(from[v]);
           }
         }
       }
-      Real* at = to + first * step;
+    }
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      Real* to = vector[v].to + rows.first + row * rows.row_step + at * step;
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r, at += step) {
-        pin_address(at);
-        store(at, load(group == 0 ? bias : at) + sum[r]);
+      for (int r = 0; r < R; ++r, to += step) {
+        pin_address(to);
+        store(to, load(group == 0 ? vector[v].bias : to) + sum[v][r]);
       }
     }
-    if (first + R >= columns) return;
-    // The last tile overlaps the one before: tiles are near equal, so by few columns.
-    first = smaller(first + R, columns - R);
+  }
+}
+
+// Advance is rows.advance, or 0 for any; V divides rows.vectors, and a row has at least R results.
+template <typename Real, int Taps, int Advance, int V, int R>
+void convolve_rows(const Rows<Real>& rows) {
+  const int64_t vectors = larger(V, rows.vectors_together);
+  for (int64_t begin = 0; begin < rows.vectors; begin += vectors) {
+    for (int64_t first = 0; first < rows.rows; first += rows.rows_together) {
+      for (int64_t at = 0;;) {
+        for (int64_t i = begin; i < smaller(begin + vectors, rows.vectors); i += V) {
+          for (int64_t row = first; row < smaller(first + rows.rows_together, rows.rows); ++row) {
+            rows.next_from->advance();
+            rows.next_to->advance();
+            convolve_tile<Real, Taps, Advance, V, R>(rows, rows.vector + i, row, at);
+          }
+        }
+        if (at + R >= rows.columns) break;
+        // The last tile overlaps the one before: tiles are near equal, so by few columns.
+        at = smaller(at + R, rows.columns - R);
+      }
+    }
   }
 }
 
 // As many results as leave registers for the weights of a run and two columns.
-constexpr int max_tile(int taps) { return kRegisters - taps - 2 < 16 ? kRegisters - taps - 2 : 16; }
+constexpr int64_t max_tile(int taps, int vectors) {
+  return smaller(16, (kRegisters - 2) / vectors - taps);
+}
 
-template <typename Real, int Taps, int Advance, int R = max_tile(Taps)>
-RowKernel<Real> find_tile(int64_t tile) {
+// How rows of `columns` results (at least one) are tiled with `vectors` vectors at once.
+struct RowTile {
+  RowTile(int64_t columns, int taps, int vectors) {
+    // Multiply-adds under way at a time, and what the way from tile to tile costs in them.
+    constexpr int64_t kUnderWay = VMF_VECTOR_BYTES == 64 ? 4 : 8, kBetween = 2;
+    const int64_t most = max_tile(taps, vectors);
+    if (most < 1) return;
+    tiles = ceil_div(columns, most);
+    results = ceil_div(columns, tiles);
+    cost = tiles * (larger(results * vectors, kUnderWay) + kBetween) * 2 / vectors;
+  }
+
+  int64_t tiles = 0, results = 0;
+  int64_t cost = INT64_MAX;  // of a vector, in half multiply-adds for each tap
+};
+
+template <typename Real, int Taps, int Advance, int V, int R = static_cast<int>(max_tile(Taps, V))>
+RowKernel<Real> find_tile(int64_t results) {
   if constexpr (R > 0) {
-    return tile == R ? convolve_row<Real, Taps, Advance, R>
-                     : find_tile<Real, Taps, Advance, R - 1>(tile);
+    return results == R ? convolve_rows<Real, Taps, Advance, V, R>
+                        : find_tile<Real, Taps, Advance, V, R - 1>(results);
   } else {
     return nullptr;
   }
 }
 
-// The kernel for rows of `columns` results (at least one) that takes `taps` taps at once.
-template <typename Real>
-RowKernel<Real> find_row_kernel(int taps, int64_t advance, int64_t columns) {
-  const int64_t tiles = ceil_div(columns, max_tile(taps));
-  const int64_t tile = ceil_div(columns, tiles);
+// The kernel that takes `taps` taps and V vectors at once.
+template <typename Real, int V>
+RowKernel<Real> find_row_kernel(int taps, int64_t advance, const RowTile& tile) {
   switch (advance == 2 ? 10 + taps : taps) {
     case 2:
-      return find_tile<Real, 2, 1>(tile);
+      return find_tile<Real, 2, 1, V>(tile.results);
     case 3:
-      return find_tile<Real, 3, 1>(tile);
+      return find_tile<Real, 3, 1, V>(tile.results);
     case 4:
-      return find_tile<Real, 4, 1>(tile);
+      return find_tile<Real, 4, 1, V>(tile.results);
     case 5:
-      return find_tile<Real, 5, 1>(tile);
+      return find_tile<Real, 5, 1, V>(tile.results);
     case 7:
-      return find_tile<Real, 7, 1>(tile);
+      return find_tile<Real, 7, 1, V>(tile.results);
     case 13:
-      return find_tile<Real, 3, 2>(tile);
+      return find_tile<Real, 3, 2, V>(tile.results);
     case 15:
-      return find_tile<Real, 5, 2>(tile);
+      return find_tile<Real, 5, 2, V>(tile.results);
     case 17:
-      return find_tile<Real, 7, 2>(tile);
+      return find_tile<Real, 7, 2, V>(tile.results);
     default:
-      return find_tile<Real, 1, 0>(tile);
+      return find_tile<Real, 1, 0, V>(tile.results);
   }
 }
+
+// How the rows of one phase are convolved: vectors by twos where that is faster.
+template <typename Real>
+struct RowKernels {
+  RowKernels() = default;
+  RowKernels(int taps, int64_t advance, int64_t columns) {
+    const RowTile single(columns, taps, 1), pair(columns, taps, 2);
+    one = find_row_kernel<Real, 1>(taps, advance, single);
+    if (pair.cost < single.cost) two = find_row_kernel<Real, 2>(taps, advance, pair);
+    tiles = two == nullptr ? 2 * single.tiles : pair.tiles;
+  }
+
+  void run(Rows<Real> rows) const {
+    const int64_t vectors = rows.vectors;
+    if (two != nullptr && vectors > 1) {
+      rows.vectors = vectors / 2 * 2;
+      two(rows);
+      rows.vector += rows.vectors;
+      rows.vectors = vectors % 2;
+    }
+    if (rows.vectors > 0) one(rows);
+  }
+
+  RowKernel<Real> one = nullptr, two = nullptr;
+  int64_t tiles = 0;  // of two vectors, about
+};
 
 }  // namespace
 }  // namespace VMF_ISA

@@ -82,6 +82,9 @@ inline void pin_address(T*& p) {
   asm("" : "+r"(p));
 }
 
+// Keeps an offset in a register: GCC would rather make chains of additions of several.
+inline void pin_offset(int64_t& i) { asm("" : "+r"(i)); }
+
 template <typename Real>
 inline Vec<Real> splat(Real x) {
   return Vec<Real>{} + x;
