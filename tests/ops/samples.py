@@ -25,8 +25,8 @@ GEOMETRY = ((1, 2, 1), (1, 1, 0, 1, 2, 0), (1, 1, 2))  # stride, padding, dilati
 def _few_query_backward(make: Make) -> tuple[Any, ...]:
     query, features = make(2, 3, 4), make(2, 4, 2, 3)
     with torch.no_grad():
-        output, lse = few_query.few_query_attention(query, features, 2, 0.7)
-    return make(2, 3, 4), query, features, output, lse, 2, 0.7
+        saved = few_query.saved(*few_query.few_query_attention(query, features, 2, 0.7))
+    return make(2, 3, 4), query, features, *saved, 2, 0.7
 
 
 OPERATORS: dict[str, tuple[Operator, Callable[[Make], tuple[Any, ...]]]] = {
@@ -99,6 +99,12 @@ SERVED = [
     for implementation in IMPLEMENTATIONS
     if any(backend.name == implementation.backend for backend in OPS[name].backends)
 ]
+
+
+def served_by(name: str) -> pytest.MarkDecorator:
+    """Runs a test once for each implementation of the function `name`."""
+    chosen = [p.values[1] for p in SERVED if p.values[0] == name]
+    return pytest.mark.parametrize("implementation", chosen, ids=str, indirect=True)
 
 
 def make(

@@ -11,7 +11,7 @@ import vmf_kernels
 from tests.conftest import Implementation
 from tests.ops.compare import DTYPES, assert_accurate, gradients, in_dtype, widened
 from tests.ops.layouts import DENSE, LAYOUTS, is_dense
-from tests.ops.samples import SERVED
+from tests.ops.samples import served_by
 from vmf_kernels.ops.dynamic_relu import library
 
 SHAPES = {
@@ -42,12 +42,7 @@ ROADS: dict[str, Callable[..., Tensor]] = {
     "public": vmf_kernels.dynamic_relu,
     "operator": library.dynamic_relu,
 }
-served = pytest.mark.parametrize(
-    "implementation",
-    [p.values[1] for p in SERVED if p.values[0] == "dynamic_relu"],
-    ids=str,
-    indirect=True,
-)
+served = served_by("dynamic_relu")
 roads = pytest.mark.parametrize("road", ROADS)
 
 

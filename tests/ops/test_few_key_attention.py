@@ -7,13 +7,18 @@ import torch
 from torch import Tensor
 
 import vmf_kernels
+from tests.conftest import Implementation
 from tests.ops import attention_cases
 from tests.ops.attention_cases import CASES, Attention, check
 from tests.ops.compare import DTYPES, gradients
 from tests.ops.layouts import DENSE, LAYOUTS, is_dense
+from tests.ops.samples import served_by
 from vmf_kernels.ops.few_key_attention import library
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+served = served_by("few_key_attention")
+roads = pytest.mark.parametrize("road", ["public", "operator"])
 
 
 def functions(case: Attention) -> dict[str, Function]:
@@ -28,9 +33,10 @@ def functions(case: Attention) -> dict[str, Function]:
     }
 
 
-@pytest.mark.parametrize("road", ["public", "operator"])
+@roads
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_numbers(case: Attention, road: str) -> None:
+@served
+def test_numbers(case: Attention, road: str, implementation: Implementation) -> None:
     for dtype in DTYPES:
         features = case.features(dtype)
         key, value = case.token_values(dtype), case.token_values(dtype)
@@ -46,9 +52,10 @@ def test_numbers(case: Attention, road: str) -> None:
                 assert is_dense(ours[0], layout)
 
 
-@pytest.mark.parametrize("road", ["public", "operator"])
+@roads
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_any_strides(layout: str, road: str) -> None:
+@served
+def test_any_strides(layout: str, road: str, implementation: Implementation) -> None:
     case = Attention("strides", spatial=(3, 4, 5))
     inputs = [case.features(torch.float32), *(case.token_values(torch.float32) for _ in "kv")]
     run = functions(case)[road]
@@ -61,9 +68,12 @@ def test_any_strides(layout: str, road: str) -> None:
     assert is_dense(strange[0], "channels_last" if last else "contiguous")
 
 
-@pytest.mark.parametrize("road", ["public", "operator"])
+@roads
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_scores_of_ten_thousand(dtype: torch.dtype, road: str) -> None:
+@served
+def test_scores_of_ten_thousand(
+    dtype: torch.dtype, road: str, implementation: Implementation
+) -> None:
     """Softmax of scores from -12800 to 12800: exact, one token takes all."""
     case = Attention("huge", tokens=3, heads=1, scale=1.0, residual=False)
     features = torch.full((2, 8, 2, 3, 4), 40.0, dtype=dtype)
@@ -78,14 +88,16 @@ def test_scores_of_ten_thousand(dtype: torch.dtype, road: str) -> None:
     assert all(grad.isfinite().all() for grad in grads)
 
 
-@pytest.mark.parametrize("road", ["public", "operator"])
-def test_residual_adds_the_features(road: str) -> None:
+@roads
+@served
+def test_residual_adds_the_features(road: str, implementation: Implementation) -> None:
     features, key = torch.randn(2, 12, 3, 4), torch.randn(2, 6, 12)
     with_it = functions(Attention("with"))[road](features, key, key)
     without = functions(Attention("without", residual=False))[road](features, key, key)
     torch.testing.assert_close(with_it, features + without)
 
 
-def test_values_of_zero_leave_the_features() -> None:
+@served
+def test_values_of_zero_leave_the_features(implementation: Implementation) -> None:
     features, key = torch.randn(2, 4, 3, 5), torch.randn(2, 6, 4)
     assert torch.equal(vmf_kernels.few_key_attention(features, key, key * 0), features)

@@ -7,13 +7,18 @@ import torch
 from torch import Tensor
 
 import vmf_kernels
+from tests.conftest import Implementation
 from tests.ops import attention_cases
 from tests.ops.attention_cases import CASES, Attention, check
 from tests.ops.compare import DTYPES, gradients
 from tests.ops.layouts import DENSE, LAYOUTS, is_dense
+from tests.ops.samples import served_by
 from vmf_kernels.ops.few_query_attention import library
 
 Function = Callable[[Tensor, Tensor], Tensor]
+
+served = served_by("few_query_attention")
+roads = pytest.mark.parametrize("road", ["public", "operator"])
 
 
 def functions(case: Attention) -> dict[str, Function]:
@@ -23,9 +28,10 @@ def functions(case: Attention) -> dict[str, Function]:
     }
 
 
-@pytest.mark.parametrize("road", ["public", "operator"])
+@roads
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_numbers(case: Attention, road: str) -> None:
+@served
+def test_numbers(case: Attention, road: str, implementation: Implementation) -> None:
     for dtype in DTYPES:
         query, features = case.token_values(dtype), case.features(dtype)
         for layout, lay in DENSE.items():
@@ -39,9 +45,10 @@ def test_numbers(case: Attention, road: str) -> None:
             )
 
 
-@pytest.mark.parametrize("road", ["public", "operator"])
+@roads
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_any_strides(layout: str, road: str) -> None:
+@served
+def test_any_strides(layout: str, road: str, implementation: Implementation) -> None:
     case = Attention("strides", spatial=(3, 4, 5))
     query, features = case.token_values(torch.float32), case.features(torch.float32)
     run = functions(case)[road]
@@ -53,9 +60,12 @@ def test_any_strides(layout: str, road: str) -> None:
     assert strange[0].is_contiguous()
 
 
-@pytest.mark.parametrize("road", ["public", "operator"])
+@roads
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_scores_of_ten_thousand(dtype: torch.dtype, road: str) -> None:
+@served
+def test_scores_of_ten_thousand(
+    dtype: torch.dtype, road: str, implementation: Implementation
+) -> None:
     """Softmax of scores from -12800 to 12800: exact, one position takes all."""
     case = Attention("huge", tokens=3, channels=8, heads=1, spatial=(7,), scale=1.0)
     query = torch.full((2, 3, 8), 40.0, dtype=dtype)
@@ -70,8 +80,9 @@ def test_scores_of_ten_thousand(dtype: torch.dtype, road: str) -> None:
     assert grad_features.isfinite().all()
 
 
-@pytest.mark.parametrize("road", ["public", "operator"])
-def test_scores_beyond_float16(road: str) -> None:
+@roads
+@served
+def test_scores_beyond_float16(road: str, implementation: Implementation) -> None:
     case = Attention("huge", tokens=2, channels=16, heads=1, spatial=(3,), scale=1.0)
     query = torch.full((1, 2, 16), 200.0, dtype=torch.float16)
     features = torch.tensor([100.0, 200.0, -200.0], dtype=torch.float16).expand(1, 16, 3)
@@ -79,24 +90,27 @@ def test_scores_beyond_float16(road: str) -> None:
     assert torch.equal(output, torch.full_like(query, 200.0))
 
 
-def test_equal_positions_share_equally() -> None:
+@served
+def test_equal_positions_share_equally(implementation: Implementation) -> None:
     features = torch.ones(1, 4, 2, 3, 5) * torch.arange(4.0).view(1, 4, 1, 1, 1)
     output = vmf_kernels.few_query_attention(torch.randn(1, 3, 4), features, 2)
     torch.testing.assert_close(output, torch.arange(4.0).expand(1, 3, 4))
 
 
-def test_log_sum_exp_is_saved_in_float32_or_wider() -> None:
+@served
+def test_log_sum_exp_is_saved_in_float32_or_wider(implementation: Implementation) -> None:
     case = Attention("saved")
     for dtype in DTYPES:
         query, features = case.token_values(dtype), case.features(dtype)
-        _, lse = library.few_query_attention(query, features, case.heads, case.factor)
+        _, lse, _ = library.few_query_attention(query, features, case.heads, case.factor)
         assert lse.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         q, x = (attention_cases.heads(t.double(), 2) for t in (query, features.flatten(2).mT))
         truth = torch.logsumexp(q @ x.mT * case.factor, -1)
         torch.testing.assert_close(lse.double(), truth, atol=1e-5, rtol=1e-5)
 
 
-def test_gradient_keeps_the_format_of_the_features() -> None:
+@served
+def test_gradient_keeps_the_format_of_the_features(implementation: Implementation) -> None:
     case = Attention("format")
     for layout, lay in DENSE.items():
         features = lay(case.features(torch.float32))

@@ -14,7 +14,7 @@ from tests.ops.layouts import DENSE
 from tests.ops.samples import OPERATORS, SERVED, function_call, operator_call
 from vmf_kernels import depthwise_conv3d
 from vmf_kernels.operator import Operator
-from vmf_kernels.ops.few_query_attention.library import few_query_attention
+from vmf_kernels.ops.few_query_attention import library as few_query
 
 CHOICES = list(itertools.product([False, True], repeat=3))
 OPTIONS = {"dtype": torch.float64, "grad": True}
@@ -28,7 +28,7 @@ def as_function(name: str, operator: Operator) -> Callable[..., Any]:
             # What forward saved changes with query and features: no inputs of their own.
             grad_output, query, features, _, _, *options = args
             with torch.no_grad():
-                saved = few_query_attention(query, features, *options)
+                saved = few_query.saved(*few_query.few_query_attention(query, features, *options))
             args = grad_output, query, features, *saved, *options
         outputs = operator(*args)
         if isinstance(outputs, tuple):

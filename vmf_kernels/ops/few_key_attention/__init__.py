@@ -4,10 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
-from vmf_kernels.backends import Backend, Op, always
+from vmf_kernels.backends import Backend, Op, always, cpu_cannot_run
 from vmf_kernels.checks import autocast, check_attention, check_tensors, default_scale
-from vmf_kernels.ops.few_key_attention import library as library
-from vmf_kernels.ops.few_key_attention import reference
+from vmf_kernels.ops.few_key_attention import library, reference
 
 NAME = "few_key_attention"
 
@@ -61,4 +60,11 @@ def _prepare(
     return features, key, value, num_heads, scale, bool(residual)
 
 
-OP = Op(NAME, _prepare, (Backend("reference", always, reference.few_key_attention),))
+OP = Op(
+    NAME,
+    _prepare,
+    (
+        Backend("cpu", cpu_cannot_run, library.few_key_attention),
+        Backend("reference", always, reference.few_key_attention),
+    ),
+)

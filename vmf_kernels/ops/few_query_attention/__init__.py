@@ -4,10 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
-from vmf_kernels.backends import Backend, Op, always
+from vmf_kernels.backends import Backend, Op, always, cpu_cannot_run
 from vmf_kernels.checks import autocast, check_attention, check_tensors, default_scale
-from vmf_kernels.ops.few_query_attention import library as library
-from vmf_kernels.ops.few_query_attention import reference
+from vmf_kernels.ops.few_query_attention import library, reference
 
 NAME = "few_query_attention"
 
@@ -45,4 +44,15 @@ def _prepare(query: Tensor, features: Tensor, num_heads: Any, scale: Any) -> tup
     return query, features, num_heads, default_scale(NAME, scale, features.shape[1], num_heads)
 
 
-OP = Op(NAME, _prepare, (Backend("reference", always, reference.few_query_attention),))
+def _run(*prepared: Any) -> Tensor:
+    return library.few_query_attention(*prepared)[0]
+
+
+OP = Op(
+    NAME,
+    _prepare,
+    (
+        Backend("cpu", cpu_cannot_run, _run),
+        Backend("reference", always, reference.few_query_attention),
+    ),
+)

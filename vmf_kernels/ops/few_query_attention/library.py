@@ -11,13 +11,18 @@ from vmf_kernels.operator import Operator, differentiate_reference
 from vmf_kernels.ops.few_query_attention import reference
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def saved(output: Tensor, lse: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
+    """What the backward op needs of the results of the forward op: output and log-sum-exp."""
+    return (output if output.dtype == lse.dtype else exact), lse
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     query, features, ctx.num_heads, ctx.scale = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(query, features, *output)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(query, features, *saved(*output))
 
 
-def _backward(ctx: Any, grad_output: Tensor, grad_lse: Any) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad_output: Tensor, *rest: Any) -> tuple[Any, ...]:
     grads = few_query_attention_backward(grad_output, *ctx.saved_tensors, ctx.num_heads, ctx.scale)
     return *grads, None, None
 
@@ -37,8 +42,10 @@ def _double_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
 
 
 def _fake(query: Tensor, features: Tensor, num_heads: int, scale: float) -> tuple[Tensor, ...]:
+    output = torch.empty_like(query, memory_format=torch.contiguous_format)
     lse = widen(query).new_empty((query.shape[0], num_heads, query.shape[1]))
-    return torch.empty_like(query, memory_format=torch.contiguous_format), lse
+    exact = lse.new_empty(query.shape if query.dtype != lse.dtype else 0)
+    return output, lse, exact
 
 
 def _backward_fake(
@@ -57,7 +64,7 @@ def _multiply_adds(query: Any, features: Any) -> int:
 
 few_query_attention = Operator(
     "few_query_attention(Tensor query, Tensor features, int num_heads, float scale) "
-    "-> (Tensor, Tensor)",
+    "-> (Tensor, Tensor, Tensor)",
     fake=_fake,
     reference=reference.few_query_attention_forward,
     flops=lambda q, x, heads, scale, out: 4 * _multiply_adds(q, x),

@@ -15,13 +15,21 @@ def few_query_attention(query: Tensor, features: Tensor, num_heads: int, scale: 
 
 def few_query_attention_forward(
     query: Tensor, features: Tensor, num_heads: int, scale: float
-) -> tuple[Tensor, Tensor]:
-    """The output (B, M, C) and the log-sum-exp of each row of scores (B, heads, M), float32+."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, and what the gradient needs in float32 or wider.
+
+    Returns:
+        The output (B, M, C); the log-sum-exp of each row of scores (B, heads, M); for 16-bit
+        dtypes the output before it was rounded, else an empty tensor.
+    """
     q, x = _heads(query, features, num_heads)
     scores = q @ x.mT * scale
     lse = torch.logsumexp(scores, dim=-1)
     output = torch.exp(scores - lse.unsqueeze(-1)) @ x
-    return output.transpose(1, 2).reshape(query.shape).to(query.dtype), lse
+    exact = output.transpose(1, 2).reshape(query.shape)
+    if exact.dtype == query.dtype:
+        return exact, lse, exact.new_empty(0)
+    return exact.to(query.dtype), lse, exact
 
 
 def few_query_attention_backward(
@@ -36,8 +44,8 @@ def few_query_attention_backward(
     """Gradients of the query and of the features; the probabilities come back from `lse`.
 
     The features have two roles, keys and values: their gradient is the sum
-    `p^T g + (p (g x^T - (g . out))) ^T q scale`. What g . out is comes from p: `output` is rounded
-    to 16 bits, and a large scale would magnify that.
+    `p^T g + (p (g x^T - (g . out))) ^T q scale`. `output`, in float32 or wider, would give g . out;
+    here it comes from p.
     """
     q, x = _heads(query, features, num_heads)
     g, _ = _heads(grad_output, features, num_heads)
