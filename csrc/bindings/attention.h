@@ -1,9 +1,10 @@
 // The checks that both attentions share.
 #pragma once
 
+#include <cmath>
 #include <initializer_list>
 
-#include "bindings/tensor.h"
+#include "bindings/direct.h"
 #include "vmf/attention.h"
 
 namespace vmf::bindings {
@@ -29,6 +30,11 @@ inline AttentionShape attention_shape(const Tensor& features,
                   "attention: num_heads must divide the channels");
   return {features.size(0),           first.size(1), features.size(1),  num_heads, positions,
           is_channels_last(features), scale,         dtype_of(features)};
+}
+
+// What the public functions take for no scale.
+inline double default_scale(const Tensor& features, int64_t num_heads) {
+  return std::pow(static_cast<double>(features.size(1)) / static_cast<double>(num_heads), -0.5);
 }
 
 // Multiply-adds of one product between all tokens and all positions.

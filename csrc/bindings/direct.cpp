@@ -54,13 +54,6 @@ bool is_tensor(py::handle object) {
   return type == interpreter.tensor_type || type == interpreter.parameter_type;
 }
 
-std::optional<int64_t> exact_int(py::handle object) {
-  if (!PyLong_CheckExact(object.ptr())) return {};
-  int overflow = 0;
-  const int64_t value = PyLong_AsLongLongAndOverflow(object.ptr(), &overflow);
-  return overflow != 0 ? std::nullopt : std::optional(value);
-}
-
 }  // namespace
 
 bool someone_listens() {
@@ -69,7 +62,7 @@ bool someone_listens() {
   }
   const auto level = py::reinterpret_steal<py::object>(
       PyObject_GetAttr(interpreter.forward_ad, interpreter.current_level));
-  return exact_int(level).value_or(0) >= 0;
+  return PyLong_AsLong(level.ptr()) >= 0;
 }
 
 bool casts() { return truth(PyObject_CallNoArgs(interpreter.autocast)); }
@@ -102,13 +95,20 @@ py::handle to_python(const Tensor& tensor) {
   return result;
 }
 
+std::optional<Int> exact_int(py::handle object) {
+  if (!PyLong_CheckExact(object.ptr())) return {};
+  int overflow = 0;
+  const int64_t value = PyLong_AsLongLongAndOverflow(object.ptr(), &overflow);
+  return overflow != 0 ? std::nullopt : std::optional(Int{value});
+}
+
 std::optional<Triple> exact_triple(py::handle object) {
-  if (const auto one = exact_int(object)) return Triple{*one, *one, *one};
+  if (const auto one = exact_int(object)) return Triple{one->value, one->value, one->value};
   if (!PyTuple_Check(object.ptr()) || PyTuple_GET_SIZE(object.ptr()) != 3) return {};
   const auto t = exact_int(PyTuple_GET_ITEM(object.ptr(), 0));
   const auto h = exact_int(PyTuple_GET_ITEM(object.ptr(), 1));
   const auto w = exact_int(PyTuple_GET_ITEM(object.ptr(), 2));
-  return t && h && w ? std::optional(Triple{*t, *h, *w}) : std::nullopt;
+  return t && h && w ? std::optional(Triple{t->value, h->value, w->value}) : std::nullopt;
 }
 
 void bind_direct_calls(py::module_& m) {

@@ -31,47 +31,53 @@ bool needs_grad(pybind11::handle argument);
 std::optional<Tensor> plain_tensor(pybind11::handle object);
 pybind11::handle to_python(const Tensor& tensor);
 
-// One int for T, H and W, or three: exact ints, as Python's checks want them.
+// Exact ints, as Python's checks want them: no bool, no float. One, or one or three for T, H and W.
+struct Int {
+  int64_t value;
+};
 struct Triple {
   int64_t t, h, w;
 };
+std::optional<Int> exact_int(pybind11::handle object);
 std::optional<Triple> exact_triple(pybind11::handle object);
 
 }  // namespace vmf::bindings
 
 namespace pybind11::detail {
 
-template <>
-struct type_caster<vmf::bindings::Tensor> {
-  static constexpr auto name = const_name("torch.Tensor");
+// A caster made of a function that reads a T or finds that the object is none.
+template <class T, std::optional<T> (*read)(handle)>
+struct ReadingCaster {
   template <typename>
-  using cast_op_type = vmf::bindings::Tensor;
+  using cast_op_type = T;
 
-  bool load(handle source, bool) {
-    return (value = vmf::bindings::plain_tensor(source)).has_value();
-  }
-  operator vmf::bindings::Tensor() { return *value; }
-  static handle cast(const vmf::bindings::Tensor& tensor, return_value_policy, handle) {
-    return vmf::bindings::to_python(tensor);
-  }
+  bool load(handle source, bool) { return (value = read(source)).has_value(); }
+  operator T() { return *value; }
 
  private:
-  std::optional<vmf::bindings::Tensor> value;
+  std::optional<T> value;
 };
 
 template <>
-struct type_caster<vmf::bindings::Triple> {
-  static constexpr auto name = const_name("int | tuple[int, int, int]");
-  template <typename>
-  using cast_op_type = vmf::bindings::Triple;
+struct type_caster<vmf::bindings::Tensor>
+    : ReadingCaster<vmf::bindings::Tensor, vmf::bindings::plain_tensor> {
+  static constexpr auto name = const_name("torch.Tensor");
 
-  bool load(handle source, bool) {
-    return (value = vmf::bindings::exact_triple(source)).has_value();
+  static handle cast(const vmf::bindings::Tensor& tensor, return_value_policy, handle) {
+    return vmf::bindings::to_python(tensor);
   }
-  operator vmf::bindings::Triple() { return *value; }
+};
 
- private:
-  std::optional<vmf::bindings::Triple> value;
+template <>
+struct type_caster<vmf::bindings::Int>
+    : ReadingCaster<vmf::bindings::Int, vmf::bindings::exact_int> {
+  static constexpr auto name = const_name("int");
+};
+
+template <>
+struct type_caster<vmf::bindings::Triple>
+    : ReadingCaster<vmf::bindings::Triple, vmf::bindings::exact_triple> {
+  static constexpr auto name = const_name("int | tuple[int, int, int]");
 };
 
 }  // namespace pybind11::detail

@@ -14,8 +14,8 @@ Tensor forward(Tensor features, Tensor key, Tensor value, int64_t num_heads, dou
                bool residual) {
   const auto shape = attention_shape(features, {&key, &value}, num_heads, scale);
   features = dense(features, shape.channels_last);
-  key = torch::stable::contiguous(key);
-  value = torch::stable::contiguous(value);
+  key = dense(key);
+  value = dense(value);
   Tensor output = empty(features, sizes_of(features), shape.channels_last);
   const void *x = features.const_data_ptr(), *k = key.const_data_ptr();
   const void* v = value.const_data_ptr();
@@ -36,8 +36,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor features,
                   "few_key_attention: grad_output must have the shape and dtype of features");
   grad_output = dense(grad_output, shape.channels_last);
   features = dense(features, shape.channels_last);
-  key = torch::stable::contiguous(key);
-  value = torch::stable::contiguous(value);
+  key = dense(key);
+  value = dense(value);
   Tensor grad_features = empty(features, sizes_of(features), shape.channels_last);
   Tensor grad_key = empty(key, sizes_of(key)), grad_value = empty(value, sizes_of(value));
   Tensor scratch = bytes(features, few_key_attention_backward_scratch(shape));
@@ -53,10 +53,24 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor features,
   return {grad_features, grad_key, grad_value};
 }
 
+// The public function without gradients.
+Tensor infer(Tensor features, Tensor key, Tensor value, Int num_heads, std::optional<double> scale,
+             bool residual) {
+  const double factor = scale ? *scale : default_scale(features, num_heads.value);
+  return forward(std::move(features), std::move(key), std::move(value), num_heads.value, factor,
+                 residual);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(vmf_kernels, CPU, library) {
   library.impl("few_key_attention", TORCH_BOX(&forward));
   library.impl("few_key_attention_backward", TORCH_BOX(&backward));
 }
+
+const Direct direct_calls([](pybind11::module_& m) {
+  m.def("infer_few_key_attention", direct_inference(&infer));
+  m.def("few_key_attention", direct(&forward));
+  m.def("few_key_attention_backward", direct(&backward));
+});
 
 }  // namespace
 }  // namespace vmf::bindings

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "core-test"
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all"
 CASES = 250
-OPS = ["depthwise_conv3d", "dynamic_relu"]
+OPS = ["depthwise_conv3d", "dynamic_relu", "few_key_attention", "few_query_attention"]
 MUST_FAIL = {"step_beyond": "AddressSanitizer: heap-buffer-overflow", "overflow": "runtime error"}
 
 
