@@ -25,9 +25,8 @@ lint: $(VENV)/installed ## ruff, mypy and clang-format, all of them read-only
 	$(PY) -m mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $(CPP) $(TESTS_CPP)
 
-bench: build ## measure every op and the model against PyTorch on this CPU
-	$(PY) -m bench --suite ops --device cpu
-	$(PY) -m bench --suite model --device cpu
+bench: build ## measure everything against PyTorch on this CPU, with tables and pictures; hours (QUICK=1: 25 minutes)
+	$(PY) -m bench.everything $(if $(QUICK),--quick)
 
 gpu-check: build ## on a machine with CUDA: GPU tests, compute-sanitizer, benchmarks
 	$(PY) -m bench.gpu_check

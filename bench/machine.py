@@ -120,10 +120,10 @@ def facts(device: str) -> dict[str, str]:
 
 
 def folder_name(device: str) -> str:
-    """A name for this machine's results: "nvidia-h100-80gb-hbm3", "amd-epyc-2cpu"."""
+    """Of this machine's results: "nvidia-h100-80gb-hbm3", "amd-epyc-avx512-2-cores"."""
     name = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
     if device == "cpu":
-        name += f" {os.cpu_count()}cpu"
+        name += f" {_capability()} {os.cpu_count()} cores"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 

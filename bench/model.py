@@ -129,7 +129,9 @@ class Work:
         self.way, self.phase, self.dtype = way, phase, dtype
         self.network = copy.deepcopy(network).train(phase == STEP)
         # Weights too, as PyTorch asks for: else its convolutions answer contiguous features.
-        self.network.to(memory_format=LAYOUTS[way.layout])
+        for parameter in self.network.parameters():
+            if parameter.dim() == 5:
+                parameter.data = parameter.data.contiguous(memory_format=LAYOUTS[way.layout])
         way.change(self.network)
         self.run: Any = torch.compile(self.network) if way.compiled else self.network
         self.clips = clips.contiguous(memory_format=LAYOUTS[way.layout])

@@ -12,8 +12,11 @@ import torch
 from bench import suite
 from bench.cases import AttentionCase, Case, DepthwiseCase, ReluCase
 from bench.comparison import Comparison
+from bench.machine import Roofline
 from bench.markdown import markdown_table
 from bench.op import FORWARD, RECORDED, TRAINING, OpBench
+from bench.report import absent
+from bench.results import Layer, layers, rows_of
 from bench.suite import Plan, Task
 from bench.targets import OVERHEAD
 from bench.timing import Effort
@@ -31,6 +34,10 @@ THREADS = 1
 # Batches of 5 ms and more; none of the peers is left out for being slow.
 EFFORT = Effort(seconds=1.5, rounds=21, most_rounds=200, slow_factor=1e9, sample_seconds=5e-3)
 MOST_CALLS = 2000
+NOTE = (
+    f"`{RECORDED}` is a forward call whose graph is kept for a backward pass that does not come; "
+    f"`{TRAINING}` includes PyTorch's autograd engine, 20 µs and more of its own."
+)
 
 
 def batch_clock(work: Callable[[], object], calls: int) -> float:
@@ -69,34 +76,31 @@ def run(
 
 def report(results: Sequence[Comparison]) -> str:
     """Microseconds of ours and of the best peer; the targets and whether they are met."""
+    free = Roofline(0, 1.0, 1.0, 1.0)  # nothing here is held against a roofline
+    parts = ["## Microseconds per call", NOTE]
+    parts.append(table(layers(row for r in results for row in rows_of(r, free))))
+    parts += absent(results)
+    return "\n\n".join(parts)
+
+
+def table(some: Sequence[Layer]) -> str:
+    """One line per op and mode."""
     rows = []
-    for r in results:
-        case = f"{r.op} {r.case.label}"
-        if r.wrong or not r.ours:
-            rows.append([case, r.dtype, r.mode, r.backend, r.wrong or "-", "", "", "", "", ""])
-            continue
-        ours, peer = r.times.fastest(r.ours), r.best_peer()
-        most = OVERHEAD.get(r.mode)
-        spent = 1e6 * r.times.median(ours)
-        met = "met" if most and spent <= most else "**not met**"
+    for layer in some:
+        spent, most = layer.milliseconds, OVERHEAD.get(layer.mode)
+        met = "-"
+        if spent is not None and most is not None:
+            met = "met" if 1e3 * spent <= most else "**not met**"
         rows.append(
             [
-                *(case, r.dtype, r.mode, r.backend),
-                f"{spent:.1f}",
+                *(layer.op, layer.shape, layer.dtype, layer.mode),
+                f"{1e3 * spent:.1f}" if spent is not None else "none",
                 f"{most:.0f}" if most else "-",
-                met if most else "-",
-                " ".join(peer) if peer else "-",
-                f"{1e6 * r.times.median(peer):.1f}" if peer else "-",
-                f"{r.times.ratio(ours, peer)[0]:.2f}" if peer else "-",
+                met,
+                " ".join(layer.peer) if layer.peer else "-",
+                f"{1e3 * layer.peer_milliseconds:.1f}" if layer.peer_milliseconds else "-",
+                f"{layer.speedup:.2f}" if layer.speedup else "-",
             ]
         )
-    header = ["op", "dtype", "mode", "backend", "ours µs", "target µs", ""]
-    header += ["best peer", "its µs", "speed-up"]
-    return "\n\n".join(
-        [
-            "## Microseconds per call",
-            f"`{RECORDED}` is a forward call whose graph is kept for a backward pass that does "
-            "not come; `forward+backward` includes PyTorch's autograd engine.",
-            markdown_table(header, rows),
-        ]
-    )
+    header = ["op", "shape", "dtype", "mode", "ours µs", "at most", "target"]
+    return markdown_table([*header, "best peer", "its µs", "speed-up"], rows)

@@ -1,6 +1,6 @@
 """Tables of what was measured, for people."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from bench.comparison import OURS, Comparison, Key
 from bench.machine import Roofline
@@ -40,7 +40,7 @@ def op_report(op: str, results: list[Comparison], roofline: Roofline) -> str:
             continue
         parts.append(_times_table(chosen, roofline))
         parts += _means(layers(row for r in chosen for row in rows_of(r, roofline)))
-    parts += _absent(results)
+    parts += absent(results)
     return "\n\n".join(parts)
 
 
@@ -72,7 +72,7 @@ def model_report(results: list[Comparison], breakdowns: list[Row]) -> str:
                     f"{peak / 1e6:.0f}" if peak is not None else "-",
                 ]
             )
-    parts = ["## Networks", markdown_table(header, rows), *_absent(results)]
+    parts = ["## Networks", markdown_table(header, rows), *absent(results)]
     if breakdowns:
         parts += ["## Where the time goes", BREAKDOWN_NOTE, breakdown_table(breakdowns)]
     return "\n\n".join(parts)
@@ -186,25 +186,25 @@ def _means(some: list[Layer]) -> list[str]:
     return lines
 
 
-def _absent(results: list[Comparison]) -> list[str]:
+def absent(results: Sequence[Comparison]) -> list[str]:
     """Wrong numbers of ours, row by row; peers that did not run, why and in how many rows."""
     wrong: list[str] = []
-    absent: dict[tuple[str, str], tuple[set[str], set[int]]] = {}
+    others: dict[tuple[str, str], tuple[set[str], set[int]]] = {}
     for r in results:
         for (name, layout), reason in r.reasons.items():
             if name == OURS:
                 wrong.append(f"- {r.case.model} {shape(r)} {r.mode} {r.dtype} {layout}: {reason}")
             else:
-                layouts, rows = absent.setdefault((name, reason), (set(), set()))
+                layouts, rows = others.setdefault((name, reason), (set(), set()))
                 layouts.add(layout)
                 rows.add(id(r))
     parts = []
     if wrong:
         parts.append("**Our numbers are WRONG:**\n\n" + "\n".join(wrong))
-    if absent:
+    if others:
         lines = [
             f"- {name} ({', '.join(sorted(layouts))}), {len(rows)} of {len(results)} rows: {reason}"
-            for (name, reason), (layouts, rows) in absent.items()
+            for (name, reason), (layouts, rows) in others.items()
         ]
         parts.append("Not run:\n\n" + "\n".join(lines))
     return parts

@@ -69,7 +69,7 @@ class Bottleneck(nn.Module):
         self.narrow = ConvNorm(inner, out, (1, 1, 1))
         # Near zero as in training recipes, so that gradients do not explode over 26 blocks, which
         # would make large differences of roundings; not zero, so that every layer has gradients.
-        nn.init.constant_(self.narrow[1].weight, FIRST_SCALE)
+        self.narrow[1].weight.data.fill_(FIRST_SCALE)  # type: ignore[operator]
         self.shortcut: nn.Module = nn.Identity()
         if channels != out:
             self.shortcut = ConvNorm(channels, out, (1, 1, 1), stride=stride)

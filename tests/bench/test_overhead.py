@@ -30,7 +30,7 @@ def test_every_op_and_mode_has_a_line_with_its_target(monkeypatch, capsys, tmp_p
     text = capsys.readouterr().out
     for op in BENCHES:
         lines = [line for line in text.splitlines() if line.startswith(f"| {op} ")]
-        cells = {(c := [x.strip() for x in line.strip("|").split("|")])[2]: c for line in lines}
+        cells = {(c := [x.strip() for x in line.strip("|").split("|")])[3]: c for line in lines}
         assert list(cells) == [FORWARD, RECORDED, TRAINING]
         # 10 microseconds: above the 6 of inference, below the 25 of a call in training.
         assert cells[FORWARD][4:7] == ["10.0", "6", "**not met**"]
