@@ -76,7 +76,7 @@ def steps(folder: Path, quick: bool, isas: Sequence[str | None]) -> list[Step]:
             )
         )
     compiled = () if quick else ("--peers", "all")
-    found.append(Step("networks", (*bench, "--suite", "model", *compiled), (25, 4)[quick]))
+    found.append(Step("networks", (*bench, "--suite", "model", *compiled), (45, 4)[quick]))
     found.append(Step("pictures", ("bench.draw", str(folder)), 0.1))
     found.append(Step("tables of the READMEs", ("bench.readme",), 0.1))
     return found

@@ -160,7 +160,7 @@ def test_networks_both_phases_and_layouts(capsys, tmp_path: Path):
     for part in ("depthwise convolution", "attention and tokens", "dynamic ReLU", "norm"):
         for ending in (" ", ", forward ", ", backward "):
             assert f"| {part}{ending}" in parts
-    assert "inductor (channels_last_3d, contiguous), 2 of 2 rows: only with --peers all" in text
+    assert "inductor (channels_last_3d), 2 of 2 rows: only with --peers all" in text
     for phase in ("inference", "training step"):
         for contender in ("ours ", "eager"):
             for layout in ("contiguous ", "channels_last_3d"):
