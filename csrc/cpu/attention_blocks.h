@@ -205,24 +205,56 @@ template <typename T>
 void fill_weights(const AttentionShape& s, const T* tokens, double factor, Arithmetic<T>* w,
                   int64_t step) {
   using Real = Arithmetic<T>;
-  for (int64_t m = 0; m < s.tokens; ++m) {
-    for (int64_t c = 0; c < s.channels; ++c) {
-      const Real x = load_some(tokens + m * s.channels + c, 1)[0];
-      w[c * step + m] = static_cast<Real>(x * factor);
+  constexpr int lanes = kLanes<Real>;
+  for (int64_t m = 0; m < s.tokens; ++m, tokens += s.channels) {
+    for (int64_t c = 0; c < s.channels; c += lanes) {
+      const int64_t n = std::min<int64_t>(lanes, s.channels - c);
+      Real values[lanes];
+      store(values, load_some(tokens + c, n));
+      for (int k = 0; k < lanes; ++k) values[k] = static_cast<Real>(values[k] * factor);
+      for (int64_t k = 0; k < n; ++k) w[(c + k) * step + m] = values[k];
     }
   }
 }
 
-// Adds partial sums, `count` in each of `rows` rows `stride` apart, in their order.
+// The same as rows w[m * channels + c], unchanged.
+template <typename T>
+void fill_rows(const AttentionShape& s, const T* tokens, Arithmetic<T>* w) {
+  for (int64_t i = 0; i < s.tokens * s.channels; i += kLanes<Arithmetic<T>>) {
+    const int64_t n = s.tokens * s.channels - i;
+    store_some(w + i, load_some(tokens + i, n), n);
+  }
+}
+
+// Sums of `count` rows of partial sums, `stride` apart, in their order, each row times its factor
+// (null: 1). Calls put(k, sums of k to k + n, n) for each vector of at most `width` of them.
+template <typename Real, typename Put>
+void add_rows(const Real* rows, int64_t stride, int64_t count, const Real* factors, int64_t width,
+              const Put& put) {
+  constexpr int lanes = kLanes<Real>;
+  for (int64_t k = 0; k < width; k += lanes) {
+    const int64_t n = std::min<int64_t>(lanes, width - k);
+    double sums[lanes] = {};
+    for (int64_t r = 0; r < count; ++r) {
+      Real values[lanes];
+      store(values, load_some(rows + r * stride + k, n));
+      const double factor = factors == nullptr ? 1 : factors[r];
+      for (int i = 0; i < lanes; ++i) sums[i] += values[i] * factor;
+    }
+    put(k, sums, n);
+  }
+}
+
 template <typename T>
 void add_partial_sums(const Arithmetic<T>* partial, int64_t stride, int64_t rows, int64_t count,
                       T* sums) {
   using Real = Arithmetic<T>;
-  for (int64_t k = 0; k < count; ++k) {
-    double total = 0;
-    for (int64_t r = 0; r < rows; ++r) total += partial[r * stride + k];
-    store_some(sums + k, splat<Real>(static_cast<Real>(total)), 1);
-  }
+  add_rows<Real>(partial, stride, rows, nullptr, count,
+                 [&](int64_t k, const double* of, int64_t n) {
+                   Vec<Real> v;
+                   for (int i = 0; i < kLanes<Real>; ++i) v[i] = static_cast<Real>(of[i]);
+                   store_some(sums + k, v, n);
+                 });
 }
 
 // Cuts a thread's workspace into parts that begin at cache lines.

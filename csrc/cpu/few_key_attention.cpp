@@ -5,6 +5,7 @@
 #include "cpu/few_key_attention.h"
 
 #include "cpu/attention_blocks.h"
+#include "cpu/attention_channels.h"
 #include "cpu/attention_exp.h"
 #include "workspace.h"
 
@@ -65,8 +66,9 @@ void differentiate(Rows<const Real> p, Rows<Real> grads, int64_t tokens, int64_t
 }
 
 template <typename Real>
-struct Weights {  // of one sample: (channels, tokens)
-  Real *scaled_key, *key, *value;
+struct Weights {  // of one sample
+  Real *scaled_key, *key, *value;  // (channels, tokens)
+  Real *key_rows, *value_rows;     // (tokens, channels)
 };
 
 template <typename T>
@@ -76,6 +78,7 @@ void forward_item(const Shape& s, const Cut& cut, const Item& item, bool residua
   using Real = Arithmetic<T>;
   constexpr int lanes = kLanes<Real>;
   const Rows<Real> packed = scores.from(s.tokens);
+  const bool direct = along_channels<T>(s.channels_last, cut.width) && s.tokens <= kOuterRows;
   for (int64_t begin = item.begin; begin < item.end; begin += cut.block) {
     const int64_t count = std::min(cut.block, item.end - begin);
     const int64_t vectors = ceil_div(count, lanes);
@@ -85,10 +88,16 @@ void forward_item(const Shape& s, const Cut& cut, const Item& item, bool residua
       const int64_t c = h * cut.width, w = c * s.tokens;
       dot<Real>(x.from(c), cut.width, weights.scaled_key + w, s.tokens, s.tokens, scores, vectors);
       soften(scores, s.tokens, count);
-      outer<Real>(residual ? x.from(c) : Rows<const Real>{nullptr, 0}, weights.value + w, s.tokens,
-                  s.tokens, scores, cut.width, y.from(c), vectors);
+      if (direct) {
+        const int64_t at = begin * s.channels + c;
+        outer_channels<T>(residual ? features + at : nullptr, weights.value_rows + c, s.channels,
+                          s.tokens, scores, cut.width, count, output + at);
+      } else {
+        outer<Real>(residual ? x.from(c) : Rows<const Real>{nullptr, 0}, weights.value + w,
+                    s.tokens, s.tokens, scores, cut.width, y.from(c), vectors);
+      }
     }
-    put_rows<T>(s, y, output, begin, count);
+    if (!direct) put_rows<T>(s, y, output, begin, count);
   }
 }
 
@@ -100,6 +109,7 @@ void backward_item(const Shape& s, const Cut& cut, const Item& item, bool residu
   constexpr int lanes = kLanes<Real>;
   const Rows<Real> grads = scores.from(s.tokens), packed_x = scores.from(2 * s.tokens);
   const Rows<Real> packed_g = packed_x.from(s.channels);
+  const bool direct = along_channels<T>(s.channels_last, cut.width) && s.tokens <= kOuterRows;
   Real* const grad_value = grad_key + s.tokens * s.channels;
   std::fill_n(grad_key, 2 * s.tokens * s.channels, Real{});
   for (int64_t begin = item.begin; begin < item.end; begin += cut.block) {
@@ -114,12 +124,22 @@ void backward_item(const Shape& s, const Cut& cut, const Item& item, bool residu
       dot<Real>(g.from(c), cut.width, weights.value + w, s.tokens, s.tokens, grads, vectors);
       soften(scores, s.tokens, count);
       differentiate<Real>(scores, grads, s.tokens, count, static_cast<Real>(s.scale));
-      reduce<Real>(grads, s.tokens, x.from(c), cut.width, vectors, grad_key + c, s.channels);
-      reduce<Real>(scores, s.tokens, g.from(c), cut.width, vectors, grad_value + c, s.channels);
-      outer<Real>(residual ? g.from(c) : Rows<const Real>{nullptr, 0}, weights.key + w, s.tokens,
-                  s.tokens, grads, cut.width, y.from(c), vectors);
+      if (direct) {
+        const int64_t at = begin * s.channels + c;
+        reduce_channels(grads, s.tokens, features + at, s.channels, cut.width, count, grad_key + c,
+                        s.channels);
+        reduce_channels(scores, s.tokens, grad_output + at, s.channels, cut.width, count,
+                        grad_value + c, s.channels);
+        outer_channels<T>(residual ? grad_output + at : nullptr, weights.key_rows + c, s.channels,
+                          s.tokens, grads, cut.width, count, grad_features + at);
+      } else {
+        reduce<Real>(grads, s.tokens, x.from(c), cut.width, vectors, grad_key + c, s.channels);
+        reduce<Real>(scores, s.tokens, g.from(c), cut.width, vectors, grad_value + c, s.channels);
+        outer<Real>(residual ? g.from(c) : Rows<const Real>{nullptr, 0}, weights.key + w, s.tokens,
+                    s.tokens, grads, cut.width, y.from(c), vectors);
+      }
     }
-    put_rows<T>(s, y, grad_features, begin, count);
+    if (!direct) put_rows<T>(s, y, grad_features, begin, count);
   }
 }
 
@@ -141,11 +161,11 @@ void for_items(const Shape& s, const T* key, const T* value, int64_t rows, int64
   const Cut cut = VMF_ISA::cut<Real>(s);
   const int64_t size = s.tokens * s.channels;
   Parts parts;
-  const int64_t of_weights = parts.add(3 * size * sizeof(Real));
+  const int64_t of_weights = parts.add(5 * size * sizeof(Real));
   const int64_t of_rows = parts.add(rows * cut.stride * sizeof(Real));
   char* memory = static_cast<char*>(workspace(parts.bytes()));
   Real* w = reinterpret_cast<Real*>(memory + of_weights);
-  const Weights<Real> weights = {w, w + size, w + 2 * size};
+  const Weights<Real> weights = {w, w + size, w + 2 * size, w + 3 * size, w + 4 * size};
   int64_t filled = -1;
   for (int64_t i = begin; i < end; ++i) {
     const Item item = find_item(s, cut, i);
@@ -154,6 +174,8 @@ void for_items(const Shape& s, const T* key, const T* value, int64_t rows, int64
       fill_weights(s, key + filled * size, s.scale * kLog2e, weights.scaled_key, s.tokens);
       fill_weights(s, key + filled * size, 1, weights.key, s.tokens);
       fill_weights(s, value + filled * size, 1, weights.value, s.tokens);
+      fill_rows(s, key + filled * size, weights.key_rows);
+      fill_rows(s, value + filled * size, weights.value_rows);
     }
     f(cut, item, i, weights, Rows<Real>{reinterpret_cast<Real*>(memory + of_rows), cut.stride});
   }

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "cpu/attention_blocks.h"
+#include "cpu/attention_channels.h"
 #include "cpu/attention_exp.h"
 #include "workspace.h"
 
@@ -104,7 +105,12 @@ void forward_item(const Shape& s, const Cut& cut, const Item& item, const T* que
         if (factor == 1) continue;
         for (int64_t k = 0; k < cut.width; ++k) out.sums[m * s.channels + c + k] *= factor;
       }
-      reduce<Real>(scores, s.tokens, x.from(c), cut.width, vectors, out.sums + c, s.channels);
+      if (along_channels<T>(s.channels_last, cut.width)) {
+        reduce_channels(scores, s.tokens, features + begin * s.channels + c, s.channels, cut.width,
+                        count, out.sums + c, s.channels);
+      } else {
+        reduce<Real>(scores, s.tokens, x.from(c), cut.width, vectors, out.sums + c, s.channels);
+      }
     }
   }
 }
@@ -140,34 +146,31 @@ void forward(const Shape& s, const void* query, const void* features, void* scra
   });
 }
 
-// Combines the items of one sample, head and token.
+// Combines the items of one sample, head and token; `factors` has room for one an item.
 template <typename T>
-void combine(const Shape& s, int64_t count, Arithmetic<T>* scratch, int64_t m, int64_t h, T* output,
-             Arithmetic<T>* lse, Arithmetic<T>* exact) {
+void combine(const Shape& s, int64_t count, Arithmetic<T>* scratch, int64_t m, int64_t h,
+             Arithmetic<T>* factors, T* output, Arithmetic<T>* lse, Arithmetic<T>* exact) {
   using Real = Arithmetic<T>;
   const int64_t width = s.channels / s.heads, at = h * s.tokens + m;
   Real largest = -kInfinity<Real>;
   for (int64_t i = 0; i < count; ++i) {
     largest = std::max(largest, partial(s, scratch, i).largest[at]);
   }
-  const Real zero = origin(largest);
   double total = 0;
   for (int64_t i = 0; i < count; ++i) {
     const Partial<Real> p = partial(s, scratch, i);
-    total += p.exponentials[at] * exp2_of<Real>(p.largest[at] - zero);
+    const Real below = p.largest[at] - origin(largest);
+    factors[i] = below == 0 ? 1 : exp2_of(below);
+    total += p.exponentials[at] * static_cast<double>(factors[i]);
   }
-  *lse = static_cast<Real>((zero + std::log2(total)) / kLog2e);
-  for (int64_t c = 0; c < width; ++c) {
-    double sum = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const Partial<Real> p = partial(s, scratch, i);
-      sum += static_cast<double>(p.sums[m * s.channels + h * width + c]) *
-             exp2_of<Real>(p.largest[at] - zero);
-    }
-    const Real y = static_cast<Real>(sum / total);
-    store_some(output + c, splat<Real>(y), 1);
-    if (exact != nullptr) exact[c] = y;
-  }
+  *lse = static_cast<Real>((origin(largest) + std::log2(total)) / kLog2e);
+  add_rows<Real>(partial(s, scratch, 0).sums + m * s.channels + h * width, partial_size(s), count,
+                 factors, width, [&](int64_t k, const double* sums, int64_t n) {
+                   Vec<Real> v;
+                   for (int i = 0; i < kLanes<Real>; ++i) v[i] = static_cast<Real>(sums[i] / total);
+                   store_some(output + k, v, n);
+                   if (exact != nullptr) store_some(exact + k, v, n);
+                 });
 }
 
 void finish(const Shape& s, const void* scratch, void* output, void* lse, void* exact) {
@@ -175,13 +178,14 @@ void finish(const Shape& s, const void* scratch, void* output, void* lse, void* 
     using T = decltype(storage);
     using Real = Arithmetic<T>;
     const int64_t count = cut<Real>(s).items, width = s.channels / s.heads;
+    Real* factors = static_cast<Real*>(workspace(count * sizeof(Real)));
     for (int64_t b = 0; b < s.batch; ++b) {
       Real* sample =
           const_cast<Real*>(static_cast<const Real*>(scratch)) + b * count * partial_size(s);
       for (int64_t m = 0; m < s.tokens; ++m) {
         for (int64_t h = 0; h < s.heads; ++h) {
           const int64_t at = (b * s.tokens + m) * s.channels + h * width;
-          combine<T>(s, count, sample, m, h, static_cast<T*>(output) + at,
+          combine<T>(s, count, sample, m, h, factors, static_cast<T*>(output) + at,
                      static_cast<Real*>(lse) + (b * s.heads + h) * s.tokens + m,
                      exact == nullptr ? nullptr : static_cast<Real*>(exact) + at);
         }
@@ -197,6 +201,7 @@ template <typename Real>
 struct Tokens {
   Real* query;  // weights (channels, tokens), times scale: scores in units of log 2
   Real* both;   // weights (channels, 2 tokens) of grad_x: grad_output, then the query
+  Real* rows;   // the same as (2 tokens, channels)
   Real* lse;    // (heads, tokens), in units of log 2
   Real* means;  // (heads, tokens): the row sums of p (g x^T), which are g . output
 };
@@ -209,6 +214,8 @@ void fill_tokens(const Shape& s, const T* grad_output, const T* query, const Ari
   fill_weights(s, query, s.scale * kLog2e, to.query, s.tokens);
   fill_weights(s, grad_output, 1, to.both, 2 * s.tokens);
   fill_weights(s, query, 1, to.both + s.tokens, 2 * s.tokens);
+  fill_rows(s, grad_output, to.rows);
+  fill_rows(s, query, to.rows + s.tokens * s.channels);
   for (int64_t h = 0; h < s.heads; ++h) {
     for (int64_t m = 0; m < s.tokens; ++m) {
       to.lse[h * s.tokens + m] = static_cast<Real>(lse[h * s.tokens + m] * kLog2e);
@@ -240,6 +247,8 @@ void backward_item(const Shape& s, const Cut& cut, const Item& item, Tokens<Arit
   using Real = Arithmetic<T>;
   constexpr int lanes = kLanes<Real>;
   const Rows<Real> grads = scores.from(s.tokens), packed = scores.from(2 * s.tokens);
+  const bool direct =
+      along_channels<T>(s.channels_last, cut.width) && 2 * s.tokens <= kOuterRows;
   std::fill_n(grad_query, s.tokens * s.channels, Real{});
   for (int64_t begin = item.begin; begin < item.end; begin += cut.block) {
     const int64_t count = std::min(cut.block, item.end - begin);
@@ -257,11 +266,19 @@ void backward_item(const Shape& s, const Cut& cut, const Item& item, Tokens<Arit
         differentiate<Real>(scores[m], grads[m], count, tokens.lse[at], tokens.means[at],
                             static_cast<Real>(s.scale));
       }
-      reduce<Real>(grads, s.tokens, x.from(c), cut.width, vectors, grad_query + c, s.channels);
-      outer<Real>({nullptr, 0}, both, 2 * s.tokens, 2 * s.tokens, scores, cut.width, y.from(c),
-                  vectors);
+      if (direct) {
+        const int64_t at = begin * s.channels + c;
+        reduce_channels(grads, s.tokens, features + at, s.channels, cut.width, count,
+                        grad_query + c, s.channels);
+        outer_channels<T>(nullptr, tokens.rows + c, s.channels, 2 * s.tokens, scores, cut.width,
+                          count, grad_features + at);
+      } else {
+        reduce<Real>(grads, s.tokens, x.from(c), cut.width, vectors, grad_query + c, s.channels);
+        outer<Real>({nullptr, 0}, both, 2 * s.tokens, 2 * s.tokens, scores, cut.width, y.from(c),
+                    vectors);
+      }
     }
-    put_rows<T>(s, y, grad_features, begin, count);
+    if (!direct) put_rows<T>(s, y, grad_features, begin, count);
   }
 }
 
@@ -278,14 +295,14 @@ void backward(const Shape& s, const void* grad_output, const void* query, const 
     const Cut cut = VMF_ISA::cut<Real>(s);
     const int64_t of_tokens = s.tokens * s.channels, of_features = s.channels * s.positions;
     Parts parts;
-    const int64_t sizes[] = {of_tokens, 2 * of_tokens, s.heads * s.tokens, s.heads * s.tokens,
+    const int64_t sizes[] = {of_tokens, 2 * of_tokens, 2 * of_tokens, s.heads * s.tokens, s.heads * s.tokens,
                              (2 * s.tokens + s.channels) * cut.stride};
-    int64_t at[5];
-    for (int k = 0; k < 5; ++k) at[k] = parts.add(sizes[k] * sizeof(Real));
+    int64_t at[6];
+    for (int k = 0; k < 6; ++k) at[k] = parts.add(sizes[k] * sizeof(Real));
     char* memory = static_cast<char*>(workspace(parts.bytes()));
-    Real* part[5];
-    for (int k = 0; k < 5; ++k) part[k] = reinterpret_cast<Real*>(memory + at[k]);
-    const Tokens<Real> tokens = {part[0], part[1], part[2], part[3]};
+    Real* part[6];
+    for (int k = 0; k < 6; ++k) part[k] = reinterpret_cast<Real*>(memory + at[k]);
+    const Tokens<Real> tokens = {part[0], part[1], part[2], part[3], part[4]};
     int64_t filled = -1;
     for (int64_t i = begin; i < end; ++i) {
       const Item item = find_item(s, cut, i);
@@ -298,7 +315,7 @@ void backward(const Shape& s, const void* grad_output, const void* query, const 
       }
       backward_item<T>(s, cut, item, tokens, static_cast<const T*>(features) + filled * of_features,
                        static_cast<T*>(grad_features) + filled * of_features,
-                       static_cast<Real*>(scratch) + i * of_tokens, {part[4], cut.stride});
+                       static_cast<Real*>(scratch) + i * of_tokens, {part[5], cut.stride});
     }
   });
 }
