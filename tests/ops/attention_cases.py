@@ -8,6 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.ops.compare import assert_accurate, gradients, in_dtype, widened
+from tests.ops.layouts import DENSE
+from vmf_kernels.ops.few_key_attention import library as key_op
+from vmf_kernels.ops.few_query_attention import library as query_op
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,15 @@ class Attention:
 
 CASES = [
     Attention("one_token", tokens=1),
+    Attention("tokens_3", tokens=3),
+    Attention("tokens_4", tokens=4),
     Attention("tokens_5", tokens=5),
+    Attention("tokens_7_in_two_groups", tokens=7),
     Attention("tokens_8", tokens=8),
     Attention("tokens_9", tokens=9),
+    Attention("tokens_7_wide_heads_too_many_for_registers", tokens=7, channels=40),
+    Attention("tokens_13_wide_heads_too_many_for_registers", tokens=13, channels=40),
+    Attention("tokens_16", tokens=16),
     Attention("tokens_64", tokens=64),
     Attention("tokens_65_beyond_the_fast_path", tokens=65),
     Attention("tokens_200", tokens=200),
@@ -57,6 +66,19 @@ CASES = [
     Attention("width_1", channels=1, heads=1),
     Attention("width_7", channels=7, heads=1),
     Attention("width_17_of_two_heads", channels=34),
+    Attention("fewer_channels_than_a_square", channels=3, heads=1),
+    Attention("channels_5_squares_overlap", channels=5, heads=1),
+    Attention("width_3_of_two_heads", channels=6),
+    Attention("width_8", channels=16),
+    Attention("width_16_one_vector", channels=32),
+    Attention("width_20_vectors_overlap", channels=40),
+    Attention("width_44_vectors_overlap", channels=88, spatial=(2, 7, 7)),
+    Attention("width_64", channels=128),
+    Attention("width_72_vectors_in_two_parts", channels=72, heads=1),
+    Attention("width_150_beyond_one_chain", channels=150, heads=1),
+    Attention("blocks_2", channels=64, spatial=(333,)),
+    Attention("items_2_of_one_sample", channels=32, spatial=(2100,), batch=1),
+    Attention("items_3_of_each_sample", channels=12, spatial=(16400,)),
     Attention("width_128", channels=128, heads=1, spatial=(2, 3, 4)),
     Attention("batch_1", batch=1),
     Attention("batch_0", batch=0),
@@ -90,6 +112,21 @@ def few_key(case: Attention, features: Tensor, key: Tensor, value: Tensor) -> Te
     output = F.scaled_dot_product_attention(x, k, v, scale=case.factor)
     output = output.transpose(1, 2).flatten(2).transpose(1, 2).reshape(features.shape)
     return features + output if case.residual else output
+
+
+def operator_calls(case: Attention, dtype: torch.dtype, layout: str) -> list[Tensor]:
+    """All results of the four operators, with nothing between them and the tensors."""
+    features, grad_features = (DENSE[layout](case.features(dtype)) for _ in range(2))
+    a, b = case.token_values(dtype), case.token_values(dtype)
+    options = case.heads, case.factor
+    results = query_op.few_query_attention(a, features, *options)
+    saved = query_op.saved(*results)
+    grads = query_op.few_query_attention_backward(b, a, features, *saved, *options)
+    output = key_op.few_key_attention(features, a, b, *options, case.residual)
+    key_grads = key_op.few_key_attention_backward(
+        grad_features, features, a, b, *options, case.residual
+    )
+    return [*results, *grads, output, *key_grads]
 
 
 def check(

@@ -1,4 +1,4 @@
-"""Runs depthwise_conv3d on tensors next to unmapped pages; see guard_malloc.c, preloaded.
+"""Runs depthwise_conv3d and the attentions on tensors next to unmapped pages; see guard_malloc.c, preloaded.
 
 python -m tests.ops.guarded_run LIBRARY begin|end ISA...|stray
 """
@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from tests.ops import attention_cases
+from tests.ops.attention_cases import Attention
 from tests.ops.conv_cases import Case, random_case
 from tests.ops.hostile_cases import HOSTILE
 from tests.ops.layouts import DENSE
@@ -20,7 +22,16 @@ from vmf_kernels.ops.depthwise_conv3d import library as op
 EDGES = {"end": 1, "begin": 2}
 
 
-def run(case: Case, dtype: torch.dtype, layout: str) -> None:
+def run(case: Case | Attention, dtype: torch.dtype, layout: str) -> None:
+    if isinstance(case, Attention):
+        results = attention_cases.operator_calls(case, dtype, layout)
+    else:
+        results = conv_calls(case, dtype, layout)
+    for tensor in results:
+        assert not tensor.isnan().any(), "an element was not written, or made of unwritten memory"
+
+
+def conv_calls(case: Case, dtype: torch.dtype, layout: str) -> list[torch.Tensor]:
     """All three kernels, on the raw operators: nothing between them and the tensors."""
     (x, w, b), grad_output = case.tensors(dtype)
     x, grad_output = DENSE[layout](x), DENSE[layout](grad_output)
@@ -28,8 +39,7 @@ def run(case: Case, dtype: torch.dtype, layout: str) -> None:
     output = op.depthwise_conv3d(x, w, b, *geometry)
     grad_input = op.depthwise_conv3d_grad_input(grad_output, w, list(x.shape), *geometry)
     grads = op.depthwise_conv3d_grad_weight(grad_output, x, list(case.kernel), *geometry)
-    for tensor in (output, grad_input, *grads):
-        assert not tensor.isnan().any(), "an element was not written, or made of unwritten memory"
+    return [output, grad_input, *grads]
 
 
 def stray(guard: Any, edge: str) -> None:
@@ -47,8 +57,9 @@ def main(library: str, edge: str, *isas: str) -> None:
     if isas == ("stray",):
         return stray(guard, edge)
     large = {"larger_than_the_cache", "taps_many"}
-    cases = [case for case in HOSTILE if case.name not in large]
+    cases: list[Case | Attention] = [case for case in HOSTILE if case.name not in large]
     cases += [random_case(seed) for seed in range(5000, 5060)]
+    cases += attention_cases.CASES
     dtypes = itertools.cycle([torch.float32, torch.bfloat16, torch.float64, torch.float16])
     for isa in isas:
         _C.set_isa(isa)
