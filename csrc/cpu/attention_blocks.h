@@ -30,7 +30,7 @@ struct Cut {
 
 template <typename Real>
 Cut cut(const AttentionShape& s) {
-  constexpr int64_t unit = 4 * kLanes<Real>;
+  constexpr int64_t unit = kLanes<Real>;
   const int64_t wanted = std::max<int64_t>(1, kItemElements / s.channels);
   const int64_t stretch = round_up(ceil_div(s.positions, ceil_div(s.positions, wanted)), unit);
   const int64_t rows = s.channels + 2 * s.tokens;

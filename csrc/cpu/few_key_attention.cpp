@@ -7,6 +7,7 @@
 #include "cpu/attention_blocks.h"
 #include "cpu/attention_channels.h"
 #include "cpu/attention_exp.h"
+#include "cpu/attention_prefetch.h"
 #include "workspace.h"
 
 namespace vmf {
@@ -83,11 +84,14 @@ void forward_item(const Shape& s, const Cut& cut, const Item& item, bool residua
     const int64_t count = std::min(cut.block, item.end - begin);
     const int64_t vectors = ceil_div(count, lanes);
     const Rows<const Real> x = rows_of(s, features, begin, count, packed);
+    Ahead ahead(s, item, begin, count, features, 2 * s.heads);
     const Rows<Real> y = rows_for(s, output, begin, count, packed);
     for (int64_t h = 0; h < s.heads; ++h) {
       const int64_t c = h * cut.width, w = c * s.tokens;
       dot<Real>(x.from(c), cut.width, weights.scaled_key + w, s.tokens, s.tokens, scores, vectors);
+      ahead.step();
       soften(scores, s.tokens, count);
+      ahead.step();
       if (direct) {
         const int64_t at = begin * s.channels + c;
         outer_channels<T>(residual ? features + at : nullptr, weights.value_rows + c, s.channels,
@@ -117,13 +121,19 @@ void backward_item(const Shape& s, const Cut& cut, const Item& item, bool residu
     const int64_t vectors = ceil_div(count, lanes);
     const Rows<const Real> x = rows_of(s, features, begin, count, packed_x);
     const Rows<const Real> g = rows_of(s, grad_output, begin, count, packed_g);
+    Ahead ahead_x(s, item, begin, count, features, 2 * s.heads);
+    Ahead ahead_g(s, item, begin, count, grad_output, 2 * s.heads);
     const Rows<Real> y = rows_for(s, grad_features, begin, count, packed_g);
     for (int64_t h = 0; h < s.heads; ++h) {
       const int64_t c = h * cut.width, w = c * s.tokens;
       dot<Real>(x.from(c), cut.width, weights.scaled_key + w, s.tokens, s.tokens, scores, vectors);
+      ahead_x.step();
       dot<Real>(g.from(c), cut.width, weights.value + w, s.tokens, s.tokens, grads, vectors);
+      ahead_g.step();
       soften(scores, s.tokens, count);
+      ahead_x.step();
       differentiate<Real>(scores, grads, s.tokens, count, static_cast<Real>(s.scale));
+      ahead_g.step();
       if (direct) {
         const int64_t at = begin * s.channels + c;
         reduce_channels(grads, s.tokens, features + at, s.channels, cut.width, count, grad_key + c,

@@ -10,6 +10,7 @@
 #include "cpu/attention_blocks.h"
 #include "cpu/attention_channels.h"
 #include "cpu/attention_exp.h"
+#include "cpu/attention_prefetch.h"
 #include "workspace.h"
 
 namespace vmf {
@@ -96,10 +97,13 @@ void forward_item(const Shape& s, const Cut& cut, const Item& item, const T* que
     const int64_t count = std::min(cut.block, item.end - begin);
     const int64_t vectors = ceil_div(count, lanes);
     const Rows<const Real> x = rows_of(s, features, begin, count, packed);
+    Ahead ahead(s, item, begin, count, features, s.heads * (s.tokens + 1));
     for (int64_t h = 0; h < s.heads; ++h) {
       const int64_t c = h * cut.width;
       dot<Real>(x.from(c), cut.width, weights + c * s.tokens, s.tokens, s.tokens, scores, vectors);
+      ahead.step();
       for (int64_t m = 0; m < s.tokens; ++m) {
+        ahead.step();
         const int64_t at = h * s.tokens + m;
         const Real factor = soften(scores[m], count, out.largest[at], out.exponentials[at]);
         if (factor == 1) continue;
@@ -254,14 +258,18 @@ void backward_item(const Shape& s, const Cut& cut, const Item& item, Tokens<Arit
     const int64_t count = std::min(cut.block, item.end - begin);
     const int64_t vectors = ceil_div(count, lanes);
     const Rows<const Real> x = rows_of(s, features, begin, count, packed);
+    Ahead ahead(s, item, begin, count, features, s.heads * (s.tokens + 2));
     const Rows<Real> y = rows_for(s, grad_features, begin, count, packed);
     for (int64_t h = 0; h < s.heads; ++h) {
       const int64_t c = h * cut.width;
       dot<Real>(x.from(c), cut.width, tokens.query + c * s.tokens, s.tokens, s.tokens, scores,
                 vectors);
+      ahead.step();
       const Real* both = tokens.both + c * 2 * s.tokens;
       dot<Real>(x.from(c), cut.width, both, 2 * s.tokens, s.tokens, grads, vectors);
+      ahead.step();
       for (int64_t m = 0; m < s.tokens; ++m) {
+        ahead.step();
         const int64_t at = h * s.tokens + m;
         differentiate<Real>(scores[m], grads[m], count, tokens.lse[at], tokens.means[at],
                             static_cast<Real>(s.scale));
