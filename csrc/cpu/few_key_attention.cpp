@@ -67,7 +67,7 @@ void differentiate(Rows<const Real> p, Rows<Real> grads, int64_t tokens, int64_t
 }
 
 template <typename Real>
-struct Weights {  // of one sample
+struct Weights {                   // of one sample
   Real *scaled_key, *key, *value;  // (channels, tokens)
   Real *key_rows, *value_rows;     // (tokens, channels)
 };

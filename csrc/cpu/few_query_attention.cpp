@@ -251,8 +251,7 @@ void backward_item(const Shape& s, const Cut& cut, const Item& item, Tokens<Arit
   using Real = Arithmetic<T>;
   constexpr int lanes = kLanes<Real>;
   const Rows<Real> grads = scores.from(s.tokens), packed = scores.from(2 * s.tokens);
-  const bool direct =
-      along_channels<T>(s.channels_last, cut.width) && 2 * s.tokens <= kOuterRows;
+  const bool direct = along_channels<T>(s.channels_last, cut.width) && 2 * s.tokens <= kOuterRows;
   std::fill_n(grad_query, s.tokens * s.channels, Real{});
   for (int64_t begin = item.begin; begin < item.end; begin += cut.block) {
     const int64_t count = std::min(cut.block, item.end - begin);
@@ -303,8 +302,9 @@ void backward(const Shape& s, const void* grad_output, const void* query, const 
     const Cut cut = VMF_ISA::cut<Real>(s);
     const int64_t of_tokens = s.tokens * s.channels, of_features = s.channels * s.positions;
     Parts parts;
-    const int64_t sizes[] = {of_tokens, 2 * of_tokens, 2 * of_tokens, s.heads * s.tokens, s.heads * s.tokens,
-                             (2 * s.tokens + s.channels) * cut.stride};
+    const int64_t sizes[] = {of_tokens,          2 * of_tokens,
+                             2 * of_tokens,      s.heads * s.tokens,
+                             s.heads * s.tokens, (2 * s.tokens + s.channels) * cut.stride};
     int64_t at[6];
     for (int k = 0; k < 6; ++k) at[k] = parts.add(sizes[k] * sizeof(Real));
     char* memory = static_cast<char*>(workspace(parts.bytes()));

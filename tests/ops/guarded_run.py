@@ -1,4 +1,4 @@
-"""Runs depthwise_conv3d and the attentions on tensors next to unmapped pages; see guard_malloc.c, preloaded.
+"""Runs depthwise_conv3d and both attentions next to unmapped pages; see guard_malloc.c, preloaded.
 
 python -m tests.ops.guarded_run LIBRARY begin|end ISA...|stray
 """
