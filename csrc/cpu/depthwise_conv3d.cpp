@@ -184,9 +184,9 @@ class Gatherer {
       Rows<Real> job;
       job.vector = &vectors_[begin];
       job.vectors = end - begin;
-      // In a tensor, what shares cache lines or rows takes turns at a few columns; packed rows are
-      // read as the runs of memory that they are.
-      job.vectors_together = plan_.in_place ? kBlock / kCount : 1;
+      // In a tensor, rows and vectors that share cache lines take turns at a few columns; packed
+      // rows are read as the runs of memory that they are.
+      job.vectors_together = plan_.in_place ? 4 * 64 / VMF_VECTOR_BYTES : 1;
       job.rows_together = plan_.in_place ? rows : 1;
       job.row = &rows_[p * plan_.split.h_size()];
       job.rows = rows;

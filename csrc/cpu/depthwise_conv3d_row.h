@@ -129,8 +129,8 @@ void convolve_rows(const Rows<Real>& rows) {
   for (int64_t begin = 0; begin < rows.vectors; begin += vectors) {
     for (int64_t first = 0; first < rows.rows; first += rows.rows_together) {
       for (int64_t at = 0;;) {
-        for (int64_t i = begin; i < smaller(begin + vectors, rows.vectors); i += V) {
-          for (int64_t row = first; row < smaller(first + rows.rows_together, rows.rows); ++row) {
+        for (int64_t row = first; row < smaller(first + rows.rows_together, rows.rows); ++row) {
+          for (int64_t i = begin; i < smaller(begin + vectors, rows.vectors); i += V) {
             rows.next_from->advance();
             rows.next_to->advance();
             convolve_tile<Real, Taps, Advance, V, R>(rows, rows.vector + i, row, at);
@@ -144,9 +144,9 @@ void convolve_rows(const Rows<Real>& rows) {
   }
 }
 
-// As many results as leave registers for the weights of a run and two columns.
+// As many results as leave registers for the weights of a run and a column.
 constexpr int64_t max_tile(int taps, int vectors) {
-  return smaller(16, (kRegisters - 2) / vectors - taps);
+  return smaller(16, (kRegisters - 1) / vectors - taps);
 }
 
 // How rows of `columns` results (at least one) are tiled with `vectors` vectors at once.

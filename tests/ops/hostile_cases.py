@@ -103,6 +103,47 @@ _SIZES = [
     Case("larger_than_the_cache", (9, 40, 41), channels=18, batch=1),
 ]
 
+# Rows of channels-last tensors that kernels may read where they lie, by whole vectors.
+_IN_PLACE = (
+    [
+        Case(f"in_place_kernel_width_{k}", (2, 4, 9), (2, 3, k), 24, padding=(1, 1, k // 2))
+        for k in (1, 2, 3, 4, 5, 6, 7, 9)
+    ]
+    + [
+        Case(f"in_place_width_{w}_of_three_vectors_and_a_tail", (2, 3, w), channels=50, batch=1)
+        for w in (1, 2, 3, 4, 5, 7, 8, 14, 17, 29)
+    ]
+    + [
+        Case(
+            f"in_place_stride_2_kernel_width_{k}",
+            *((3, 5, 13), (3, 3, k), 40),
+            stride=(1, 2, 2),
+            padding=(1, 1, k // 2),
+        )
+        for k in (1, 3, 5, 7)
+    ]
+    + [
+        Case("in_place_row_below_the_kernel", (2, 3, 2), (1, 3, 7), 32, padding=(0, 1, 3)),
+        Case("in_place_padding_before", (2, 3, 9), channels=32, padding=((1, 1), (1, 1), (2, 0))),
+        Case("in_place_padding_after", (2, 3, 9), channels=32, padding=((1, 1), (1, 1), (0, 2))),
+        Case(
+            "in_place_stride_leaves_columns",
+            (2, 3, 12),
+            (1, 1, 1),
+            32,
+            stride=(1, 1, 5),
+            padding="valid",
+        ),
+        Case("in_place_dilated_frames_and_rows", (4, 5, 9), channels=32, dilation=(2, 2, 1)),
+        Case(
+            "in_place_dilated_columns", (4, 5, 9), channels=32, dilation=(1, 1, 2), padding="valid"
+        ),
+        Case("packed_columns_dilated_and_padded", (2, 3, 9), channels=32, dilation=(1, 1, 2)),
+        Case("packed_padding_beyond_the_kernel", (2, 3, 9), channels=32, padding=(1, 1, 3)),
+        Case("in_place_channels_in_groups", (3, 8, 64), (3, 3, 3), 330, batch=1),
+    ]
+)
+
 HOSTILE = [
     *_KERNELS,
     *_STRIDES,
@@ -112,4 +153,5 @@ HOSTILE = [
     *_CHANNELS,
     *_WIDTHS,
     *_SIZES,
+    *_IN_PLACE,
 ]
