@@ -25,8 +25,10 @@ struct GatherPlan {
         channels(transposed ? s.channels : s.channels * s.multiplier),
         repeat(transposed ? s.multiplier : 1),
         share(transposed ? 1 : s.multiplier),
-        in_place(s.channels_last && s.multiplier == 1 && channels >= kBlock &&
-                 (s.dtype == DType::f32 || s.dtype == DType::f64) && columns.readable_in_place(w)) {
+        in_place(s.channels_last && s.multiplier == 1 &&
+                 (s.dtype == DType::f32 || s.dtype == DType::f64) &&
+                 channels >= VMF_VECTOR_BYTES / (s.dtype == DType::f64 ? 8 : 4) &&
+                 columns.readable_in_place(w)) {
     const int64_t column_bytes = kBlock * (s.dtype == DType::f64 ? 8 : 4);
     const int64_t work = s.batch * s.channels * s.multiplier * volume(s.output) * volume(s.kernel);
     split = Split(w.to > 0 ? s.batch : 0, channels, s.channels_last, t, h,
@@ -88,8 +90,9 @@ class Gatherer {
     }
   }
 
-  void run(int64_t index) {
-    const Item item = plan_.split.item(index, plan_.split.bunches(index).begin);
+  // Item `index`, and if it is not `last`, the next one comes next.
+  void run(int64_t index, bool last) {
+    const Item item = item_at(index), next_item = last ? Item() : item_at(index + 1);
     if (item.lanes.begin != first_lane_) start(item.lanes);
     const Range held = plan_.h.sources(item.h);
     int64_t next = 0;  // frame to be read
@@ -103,7 +106,14 @@ class Gatherer {
         }
         next = larger(next, frames.end);
       }
-      prefetch(t, item, held);
+      if (t + 1 < item.t.end) {
+        prefetch(t + 1, item, t, item);
+      } else if (!last && next_item.lanes.begin == item.lanes.begin) {
+        prefetch(next_item.t.begin, next_item, t, item);
+      } else {
+        next_from_.stop();
+        next_to_.stop();
+      }
       write(t, item.h, held);
     }
   }
@@ -146,15 +156,21 @@ class Gatherer {
     }
   }
 
-  // Starts to fetch what the next frame written will want.
-  void prefetch(int64_t t, const Item& item, Range held) {
-    next_from_.stop();
-    next_to_.stop();
-    if (t + 1 >= item.t.end) return;
+  Item item_at(int64_t index) const {
+    return plan_.split.item(index, plan_.split.bunches(index).begin);
+  }
+
+  // Starts to fetch, while frame `now` of `item` is written, what frame `t` of `next` will want.
+  void prefetch(int64_t t, const Item& next, int64_t now, const Item& item) {
     const int64_t calls = item.h.size() * tiles_ * ceil_div(count_, 2);
-    const int64_t now = plan_.t.sources({t, t + 1}).end, then = plan_.t.sources({t + 1, t + 2}).end;
-    if (then > now) next_from_.start(then - 1, held, calls);
-    next_to_.start(t + 1, item.h, calls);
+    const Range frames = plan_.t.sources({t, t + 1});
+    Range rows = plan_.h.sources(next.h);
+    // Only what is not here yet: a later frame, or lower rows of the same one.
+    if (frames.end == plan_.t.sources({now, now + 1}).end || frames.size() == 0) {
+      rows.begin = smaller(larger(rows.begin, plan_.h.sources(item.h).end), rows.end);
+    }
+    next_from_.start(larger(frames.end - 1, 0), rows, calls);
+    next_to_.start(t, next.h, calls);
   }
 
   // Offset of a frame in a ring.
@@ -274,7 +290,7 @@ void run(const Shape& shape, bool transposed, const void* from, const void* weig
     using T = decltype(storage);
     Gatherer<T> gatherer(shape, plan, static_cast<const T*>(from), static_cast<const T*>(weight),
                          static_cast<const T*>(bias), static_cast<T*>(to));
-    for (int64_t item = begin; item < end; ++item) gatherer.run(item);
+    for (int64_t item = begin; item < end; ++item) gatherer.run(item, item + 1 == end);
   });
 }
 

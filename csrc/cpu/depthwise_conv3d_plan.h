@@ -214,7 +214,7 @@ class Split {
       : batch_(batch), channels_(channels), h_(h.to), t_(t.to), whole_(whole_vectors) {
     if (batch * channels * h.to * t.to == 0) return;
     bunch_ = whole_vectors ? 1 : choose_bunch(channels_last);
-    blocks_ = whole_vectors ? channels / kBlock : ceil_div(bunch_ * channels, kBlock);
+    blocks_ = whole_vectors ? larger(1, channels / kBlock) : ceil_div(bunch_ * channels, kBlock);
     bunches_ = ceil_div(batch, bunch_);
 
     // What is held should leave room in the second-level cache for what is written. It is as wide
@@ -230,6 +230,9 @@ class Split {
     for (int64_t n = 2; h_size_ > 1 && h.span(h_size_) * row_bytes * group_size_ > kCache; ++n) {
       h_size_ = ceil_div(h_, n);
     }
+
+    // Frames that share nothing that is read: the rows of each in the order of memory.
+    if (whole_vectors && t.kernel == 1) t_size_ = 1;
 
     // Enough items to balance many threads, but none below some fifty microseconds.
     constexpr int64_t kItems = 32, kWork = 1 << 21;
