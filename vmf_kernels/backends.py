@@ -30,11 +30,14 @@ class Backend:
             them, else the exception that says why not (RuntimeError: the environment lacks
             something; NotImplementedError: the backend does not cover this call).
         run: takes the same arguments and computes the op.
+        slower: takes the same arguments; says in words why a later backend was measured to be
+            faster for them, or returns None. Only "auto" asks.
     """
 
     name: str
     cannot_run: Callable[..., Exception | None]
     run: Callable[..., Any]
+    slower: Callable[..., str | None] = lambda *prepared: None
 
 
 class Op:
@@ -78,7 +81,9 @@ class Op:
         """
         wanted = current_backend()
         for backend in self.backends:
-            if wanted in ("auto", backend.name) and backend.cannot_run(*prepared) is None:
+            if wanted not in ("auto", backend.name) or backend.cannot_run(*prepared) is not None:
+                continue
+            if wanted == backend.name or backend.slower(*prepared) is None:
                 return backend
         refusal = self.refusal(wanted, *prepared)
         raise type(refusal)(f"{self.name}: backend '{wanted}' cannot run this call: {refusal}")
@@ -87,7 +92,8 @@ class Op:
         """Why the backend `name` does not run these arguments."""
         for backend in self.backends:
             if backend.name == name:
-                return backend.cannot_run(*prepared) or NotImplementedError("another is asked for")
+                slower = backend.slower(*prepared) or "another is asked for"
+                return backend.cannot_run(*prepared) or NotImplementedError(slower)
         return NotImplementedError("this op has no such kernel yet")
 
 
