@@ -6,6 +6,7 @@
 #include <optional>
 #include <tuple>
 
+#include "bindings/depthwise_conv3d_crossover.h"
 #include "bindings/direct.h"
 
 namespace vmf::bindings {
@@ -178,13 +179,23 @@ Geometry normalise(Tensor input, Tensor weight, std::optional<Tensor> bias, Trip
   return geometry;
 }
 
-// The public function without gradients.
+// Why PyTorch is faster for a forward call without gradients; null if it is not.
+const char* slower(Tensor input, Tensor weight, std::optional<Tensor> bias, Ints stride,
+                   Ints padding, Ints dilation) {
+  return slower_than_pytorch(check(input, weight, bias, stride, padding, dilation));
+}
+
+// The public function without gradients, where PyTorch is not faster.
 Tensor infer(Tensor input, Tensor weight, std::optional<Tensor> bias, Triple stride, Triple padding,
              Triple dilation) {
   const auto [t, h, w] = padding;
-  return forward(std::move(input), std::move(weight), std::move(bias),
-                 {stride.t, stride.h, stride.w}, {t, t, h, h, w, w},
-                 {dilation.t, dilation.h, dilation.w});
+  const Ints strides{stride.t, stride.h, stride.w}, paddings{t, t, h, h, w, w};
+  const Ints dilations{dilation.t, dilation.h, dilation.w};
+  if (slower(input, weight, bias, strides, paddings, dilations) != nullptr) {
+    throw std::runtime_error("depthwise_conv3d: PyTorch is faster here");
+  }
+  return forward(std::move(input), std::move(weight), std::move(bias), strides, paddings,
+                 dilations);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vmf_kernels, CPU, library) {
@@ -195,6 +206,7 @@ STABLE_TORCH_LIBRARY_IMPL(vmf_kernels, CPU, library) {
 
 const Direct direct_calls([](pybind11::module_& m) {
   m.def("infer_depthwise_conv3d", direct_inference(&infer));
+  m.def("slower_depthwise_conv3d", question(&slower));
   m.def("normalise_depthwise_conv3d", direct_uncast(&normalise));
   m.def("depthwise_conv3d", direct(&forward));
   m.def("depthwise_conv3d_grad_input", direct(&grad_input));

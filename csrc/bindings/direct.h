@@ -87,13 +87,14 @@ namespace vmf::bindings {
 template <class>
 using Object = pybind11::handle;  // of whatever argument
 
-// `function` as Python calls it, or None. What it refuses, the long road refuses in words.
+// `function` as Python calls it, or None: for questions about a call. What it refuses, the long
+// road refuses in words.
 template <class Result, class... Args>
-auto direct(Result (*function)(Args...)) {
+auto question(Result (*function)(Args...)) {
   return [function](Object<Args>... objects) -> pybind11::object {
     std::tuple<pybind11::detail::make_caster<Args>...> casters;
     const auto load = [&](auto&... caster) { return (caster.load(objects, false) && ...); };
-    if (someone_listens() || !std::apply(load, casters)) return pybind11::none();
+    if (!std::apply(load, casters)) return pybind11::none();
     const auto call = [&](auto&... caster) {
       std::tuple<Args...> arguments(pybind11::detail::cast_op<Args>(std::move(caster))...);
       const pybind11::gil_scoped_release release;
@@ -105,6 +106,14 @@ auto direct(Result (*function)(Args...)) {
     } catch (const std::runtime_error&) {
       return pybind11::none();
     }
+  };
+}
+
+// The same for what the dispatcher would run: None too where it would be missed.
+template <class Result, class... Args>
+auto direct(Result (*function)(Args...)) {
+  return [call = question(function)](Object<Args>... objects) -> pybind11::object {
+    return someone_listens() ? pybind11::none() : call(objects...);
   };
 }
 

@@ -16,6 +16,8 @@ NAME = "depthwise_conv3d"
 
 # What follows in Python, in a tenth of the time; None for every call that is not an ordinary one.
 _normalise = getattr(_extension._C, "normalise_depthwise_conv3d", None)
+# Why PyTorch's forward is faster for prepared arguments: depthwise_conv3d_crossover.h.
+_slower = getattr(_extension._C, "slower_depthwise_conv3d", None)
 
 
 def depthwise_conv3d(
@@ -109,11 +111,20 @@ def _cpu_cannot_run(input: Tensor, *rest: Any) -> Exception | None:
     return cpu_cannot_run(input)
 
 
+def _cpu_slower(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> str | None:
+    """Without gradients PyTorch is ahead in few cases; in training never."""
+    wants_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
+    if _slower is None or wants_grad or torch.compiler.is_compiling():
+        return None
+    reason: str | None = _slower(input, weight, bias, *geometry)
+    return reason
+
+
 OP = Op(
     NAME,
     _prepare,
     (
-        Backend("cpu", _cpu_cannot_run, _unbatched(library.depthwise_conv3d)),
+        Backend("cpu", _cpu_cannot_run, _unbatched(library.depthwise_conv3d), _cpu_slower),
         Backend("reference", always, _unbatched(reference.depthwise_conv3d)),
     ),
 )
