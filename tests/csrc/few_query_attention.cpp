@@ -28,7 +28,10 @@ void run(Random& random) {
       const std::vector<double> row_lse = softmax(p);
       const Rows grad_scores = score_gradients(p, products(gs, xs, 1), s.scale);
       for (int64_t m = 0; m < s.tokens; ++m) {
-        sums[(b * s.heads + head) * s.tokens + m].add(row_lse[m]);
+        Expected& sum = sums[(b * s.heads + head) * s.tokens + m];
+        sum.add(row_lse[m]);
+        // A score is made of d products, and the logarithm of the sum is added to it.
+        sum.magnitude += s.scale * static_cast<double>(d) + std::log(s.positions);
         for (int64_t c = 0; c < d; ++c) {
           const int64_t at = token_at(s, b, m, head * d + c);
           for (int64_t i = 0; i < s.positions; ++i) {
