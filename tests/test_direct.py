@@ -1,5 +1,7 @@
 """Calls without PyTorch's dispatcher: the same numbers, and nobody who listens misses one."""
 
+import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
@@ -51,6 +53,23 @@ def test_same_as_through_the_dispatcher(name: str, layout: str, dtype: torch.dty
     for a, b in zip(flat(direct), flat(other), strict=True):
         assert type(a) is Tensor and a.dtype == b.dtype and a.stride() == b.stride()
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", [n for n in OPERATORS if has_kernel(n)])
+def test_nothing_is_kept(name: str) -> None:
+    """Neither what goes in nor what comes out outlives its last reference."""
+    operator, args = operator_call(name)
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    before = [(sys.getrefcount(x), x._use_count()) for x in tensors]
+    outputs = list(flat(operator._direct(*args)))
+    assert [(sys.getrefcount(x), x._use_count()) for x in tensors] == before
+    while outputs:
+        output = outputs.pop()
+        assert output._use_count() == 1
+        alive = weakref.ref(output)
+        storage = weakref.ref(output.untyped_storage())
+        del output
+        assert alive() is None and storage() is None
 
 
 @pytest.mark.parametrize("name", WITH_KERNELS)

@@ -12,7 +12,7 @@ namespace {
 
 // What the interpreter is asked for, looked up once. Never released: it outlives the module.
 struct Interpreter {
-  PyObject *to_handle, *from_handle;       // functions: a tensor as a handle of the stable ABI
+  PyObject *to_handle, *from_handles;      // functions: a tensor as a handle of the stable ABI
   PyObject *tensor_type, *parameter_type;  // a subclass may want to see the call itself
   PyObject *is_neg, *requires_grad;        // names of a method and an attribute
   PyObject *forward_ad, *current_level;    // a module, and the name of its level: -1 where unused
@@ -29,7 +29,7 @@ PyObject* find(const char* module, const char* name) {
 Interpreter look_up() {
   return {
       find("torch._C._aoti", "unsafe_alloc_void_ptr_from_tensor"),
-      find("torch._C._aoti", "alloc_tensor_by_stealing_from_void_ptr"),
+      find("torch._C._aoti", "alloc_tensors_by_stealing_from_void_ptrs"),
       find("torch", "Tensor"),
       find("torch.nn", "Parameter"),
       PyUnicode_InternFromString("is_neg"),
@@ -89,10 +89,13 @@ std::optional<Tensor> plain_tensor(py::handle object) {
 py::handle to_python(const Tensor& tensor) {
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(tensor.get(), &handle));
-  const auto capsule = py::reinterpret_steal<py::object>(PyCapsule_New(handle, nullptr, nullptr));
-  PyObject* result = PyObject_CallOneArg(interpreter.from_handle, capsule.ptr());
-  if (result == nullptr) throw py::error_already_set();
-  return result;
+  // The function for a single tensor keeps a reference for ever (torch 2.11 to 2.14).
+  const auto capsules = py::reinterpret_steal<py::object>(PyList_New(1));
+  PyList_SET_ITEM(capsules.ptr(), 0, PyCapsule_New(handle, nullptr, nullptr));
+  const auto tensors = py::reinterpret_steal<py::object>(
+      PyObject_CallOneArg(interpreter.from_handles, capsules.ptr()));
+  if (!tensors) throw py::error_already_set();
+  return py::object(tensors[py::int_(0)]).release();
 }
 
 std::optional<Int> exact_int(py::handle object) {
