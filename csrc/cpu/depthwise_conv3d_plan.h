@@ -260,8 +260,12 @@ class Split {
 
   Item item(int64_t index, int64_t bunch) const {
     index %= items_per_bunch();
-    const int64_t h = index % h_parts(), t = index / h_parts() % t_parts();
-    return {lanes(bunch, index / parts()),
+    // Threads get neighbouring items. With rows read in place those are groups of the same rows, so
+    // that threads rarely write to one cache line; else frames of one group, whose start costs.
+    const int64_t group = whole_ ? index % groups() : index / parts();
+    const int64_t part = whole_ ? index / groups() : index % parts();
+    const int64_t h = part % h_parts(), t = part / h_parts();
+    return {lanes(bunch, group),
             {h * h_size_, smaller((h + 1) * h_size_, h_)},
             {t * t_size_, smaller((t + 1) * t_size_, t_)}};
   }
