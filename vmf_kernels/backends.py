@@ -92,8 +92,9 @@ class Op:
         """Why the backend `name` does not run these arguments."""
         for backend in self.backends:
             if backend.name == name:
-                slower = backend.slower(*prepared) or "another is asked for"
-                return backend.cannot_run(*prepared) or NotImplementedError(slower)
+                return backend.cannot_run(*prepared) or NotImplementedError(
+                    backend.slower(*prepared) or "another is asked for"
+                )
         return NotImplementedError("this op has no such kernel yet")
 
 

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <initializer_list>
+#include <optional>
 
 #include "bindings/direct.h"
 #include "vmf/attention.h"
@@ -32,8 +33,10 @@ inline AttentionShape attention_shape(const Tensor& features,
           is_channels_last(features), scale,         dtype_of(features)};
 }
 
-// What the public functions take for no scale.
-inline double default_scale(const Tensor& features, int64_t num_heads) {
+// The public functions' scale, or what they take for none.
+inline double scale_or_default(std::optional<double> scale, const Tensor& features,
+                               int64_t num_heads) {
+  if (scale) return *scale;
   return std::pow(static_cast<double>(features.size(1)) / static_cast<double>(num_heads), -0.5);
 }
 

@@ -99,9 +99,9 @@ DepthwiseConv3dShape check(const Tensor& input, const Tensor& weight,
                     is_channels_last(input), dtype_of(input));
 }
 
-Tensor forward(Tensor input, Tensor weight, std::optional<Tensor> bias, Ints stride, Ints padding,
-               Ints dilation) {
-  const auto shape = check(input, weight, bias, stride, padding, dilation);
+// Convolves tensors that were checked.
+Tensor run(const DepthwiseConv3dShape& shape, Tensor input, Tensor weight,
+           std::optional<Tensor> bias) {
   const void* bias_data = nullptr;
   if (bias) {
     bias = dense(*bias);
@@ -117,6 +117,12 @@ Tensor forward(Tensor input, Tensor weight, std::optional<Tensor> bias, Ints str
     depthwise_conv3d(shape, x, w, bias_data, y, begin, end);
   });
   return output;
+}
+
+Tensor forward(Tensor input, Tensor weight, std::optional<Tensor> bias, Ints stride, Ints padding,
+               Ints dilation) {
+  const auto shape = check(input, weight, bias, stride, padding, dilation);
+  return run(shape, std::move(input), std::move(weight), std::move(bias));
 }
 
 Tensor grad_input(Tensor grad_output, Tensor weight, Ints input_size, Ints stride, Ints padding,
@@ -169,13 +175,23 @@ std::tuple<Tensor, Tensor> grad_weight(Tensor grad_output, Tensor input, Ints ke
 
 using Geometry = std::tuple<Ints, Ints, Ints>;  // stride, padding before and after, dilation
 
-// The public function's stride, padding and dilation in their normal form, all arguments checked.
+// The public function's settings in their normal form.
+Geometry normal_form(Triple stride, Triple padding, Triple dilation) {
+  const auto [t, h, w] = padding;
+  return {{stride.t, stride.h, stride.w}, {t, t, h, h, w, w}, {dilation.t, dilation.h, dilation.w}};
+}
+
+DepthwiseConv3dShape check(const Tensor& input, const Tensor& weight,
+                           const std::optional<Tensor>& bias, const Geometry& geometry) {
+  const auto& [stride, padding, dilation] = geometry;
+  return check(input, weight, bias, stride, padding, dilation);
+}
+
+// The normal form, all arguments checked.
 Geometry normalise(Tensor input, Tensor weight, std::optional<Tensor> bias, Triple stride,
                    Triple padding, Triple dilation) {
-  const auto [t, h, w] = padding;
-  Geometry geometry{
-      {stride.t, stride.h, stride.w}, {t, t, h, h, w, w}, {dilation.t, dilation.h, dilation.w}};
-  std::apply([&](const auto&... ints) { check(input, weight, bias, ints...); }, geometry);
+  const Geometry geometry = normal_form(stride, padding, dilation);
+  check(input, weight, bias, geometry);
   return geometry;
 }
 
@@ -188,14 +204,11 @@ const char* slower(Tensor input, Tensor weight, std::optional<Tensor> bias, Ints
 // The public function without gradients, where PyTorch is not faster.
 Tensor infer(Tensor input, Tensor weight, std::optional<Tensor> bias, Triple stride, Triple padding,
              Triple dilation) {
-  const auto [t, h, w] = padding;
-  const Ints strides{stride.t, stride.h, stride.w}, paddings{t, t, h, h, w, w};
-  const Ints dilations{dilation.t, dilation.h, dilation.w};
-  if (slower(input, weight, bias, strides, paddings, dilations) != nullptr) {
+  const auto shape = check(input, weight, bias, normal_form(stride, padding, dilation));
+  if (slower_than_pytorch(shape) != nullptr) {
     throw std::runtime_error("depthwise_conv3d: PyTorch is faster here");
   }
-  return forward(std::move(input), std::move(weight), std::move(bias), strides, paddings,
-                 dilations);
+  return run(shape, std::move(input), std::move(weight), std::move(bias));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vmf_kernels, CPU, library) {

@@ -56,7 +56,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor features,
 // The public function without gradients.
 Tensor infer(Tensor features, Tensor key, Tensor value, Int num_heads, std::optional<double> scale,
              bool residual) {
-  const double factor = scale ? *scale : default_scale(features, num_heads.value);
+  const double factor = scale_or_default(scale, features, num_heads.value);
   return forward(std::move(features), std::move(key), std::move(value), num_heads.value, factor,
                  residual);
 }

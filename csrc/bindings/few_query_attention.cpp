@@ -21,10 +21,6 @@ Tensor empty_arithmetic(const Tensor& like, const Ints& size) {
   return empty_strided(like, arithmetic(like), size, dense_strides(size, false));
 }
 
-AttentionShape check(const Tensor& query, const Tensor& features, int64_t num_heads, double scale) {
-  return attention_shape(features, {&query}, num_heads, scale);
-}
-
 // Fills `output`, `lse` and, unless it is null, `exact`.
 void run(const AttentionShape& shape, const Tensor& query, const Tensor& features, Tensor& output,
          void* scratch, void* lse, void* exact) {
@@ -38,7 +34,7 @@ void run(const AttentionShape& shape, const Tensor& query, const Tensor& feature
 
 std::tuple<Tensor, Tensor, Tensor> forward(Tensor query, Tensor features, int64_t num_heads,
                                            double scale) {
-  const auto shape = check(query, features, num_heads, scale);
+  const auto shape = attention_shape(features, {&query}, num_heads, scale);
   const bool rounded = query.scalar_type() != arithmetic(query);
   Tensor output = empty(query, sizes_of(query));
   Tensor lse = empty_arithmetic(query, {shape.batch, shape.heads, shape.tokens});
@@ -79,8 +75,8 @@ std::tuple<Tensor, Tensor> backward(Tensor grad_output, Tensor query, Tensor fea
 
 // The public function without gradients: nobody wants the log-sum-exp.
 Tensor infer(Tensor query, Tensor features, Int num_heads, std::optional<double> scale) {
-  const auto shape = check(query, features, num_heads.value,
-                           scale ? *scale : default_scale(features, num_heads.value));
+  const auto shape = attention_shape(features, {&query}, num_heads.value,
+                                     scale_or_default(scale, features, num_heads.value));
   Tensor output = empty(query, sizes_of(query));
   const int64_t lse_bytes =  // and what follows starts on a cache line
       (shape.batch * shape.heads * shape.tokens * (shape.dtype == DType::f64 ? 8 : 4) + 63) / 64 *
