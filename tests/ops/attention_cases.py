@@ -114,8 +114,14 @@ def few_key(case: Attention, features: Tensor, key: Tensor, value: Tensor) -> Te
     return features + output if case.residual else output
 
 
+RESULTS = (
+    *("few_query output", "lse", "exact", "grad_query", "grad_features"),
+    *("few_key output", "grad_features", "grad_key", "grad_value"),
+)
+
+
 def operator_calls(case: Attention, dtype: torch.dtype, layout: str) -> list[Tensor]:
-    """All results of the four operators, with nothing between them and the tensors."""
+    """The `RESULTS` of the four operators, with nothing between them and the tensors."""
     features, grad_features = (DENSE[layout](case.features(dtype)) for _ in range(2))
     a, b = case.token_values(dtype), case.token_values(dtype)
     options = case.heads, case.factor

@@ -70,3 +70,19 @@ def assert_accurate(
             f"{where}: {ours[where].item():.9g}, not {truth[where].item():.9g} "
             f"(allowed error {allowed.item():.3g})"
         )
+
+
+def assert_same_bits(
+    results: Callable[[torch.dtype], Sequence[Tensor]], names: Sequence[str]
+) -> None:
+    """`results(dtype)` gives the same bits a second time, and on three threads instead of one."""
+    before = torch.get_num_threads()
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.set_num_threads(1)
+        first, again = results(dtype), results(dtype)
+        torch.set_num_threads(3)
+        threaded = results(dtype)
+        torch.set_num_threads(before)
+        for name, a, b, c in zip(names, first, again, threaded, strict=True):
+            assert torch.equal(a, b), f"{name} in {dtype}: another result the second time"
+            assert torch.equal(a, c), f"{name} in {dtype}: another result on three threads"

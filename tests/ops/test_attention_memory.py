@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tests.conftest import KERNELS, Implementation
-from tests.ops.attention_cases import CASES, Attention, operator_calls
-from tests.ops.compare import HALVES
+from tests.ops.attention_cases import CASES, RESULTS, Attention, operator_calls
+from tests.ops.compare import HALVES, assert_same_bits
 from tests.ops.layouts import DENSE
 from vmf_kernels import few_key_attention, few_query_attention, use_backend
 from vmf_kernels.ops.few_query_attention import library, reference
@@ -34,16 +34,7 @@ def seeded(case: Attention, dtype: torch.dtype, layout: str) -> list[Tensor]:
 def test_same_bits_twice_and_on_any_threads(
     implementation: Implementation, case: Attention, layout: str
 ) -> None:
-    before = torch.get_num_threads()
-    for dtype in (torch.float32, torch.bfloat16):
-        torch.set_num_threads(1)
-        first, again = seeded(case, dtype, layout), seeded(case, dtype, layout)
-        torch.set_num_threads(3)
-        threaded = seeded(case, dtype, layout)
-        torch.set_num_threads(before)
-        for i, (a, b, c) in enumerate(zip(first, again, threaded, strict=True)):
-            assert torch.equal(a, b), f"result {i} in {dtype}: another one the second time"
-            assert torch.equal(a, c), f"result {i} in {dtype}: another one on three threads"
+    assert_same_bits(lambda dtype: seeded(case, dtype, layout), RESULTS)
 
 
 @kernels

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import KERNELS, Implementation
-from tests.ops.compare import HALVES, assert_accurate, gradients
+from tests.ops.compare import HALVES, assert_accurate, assert_same_bits, gradients
 from tests.ops.conv_cases import NAMES, Case, random_case
 from tests.ops.layouts import DENSE
 from vmf_kernels import depthwise_conv3d, use_backend
@@ -126,16 +126,7 @@ LARGE = [
 def test_same_bits_twice_and_on_any_threads(
     implementation: Implementation, case: Case, layout: str
 ) -> None:
-    before = torch.get_num_threads()
-    for dtype in (torch.float32, torch.bfloat16):
-        torch.set_num_threads(1)
-        first, again = all_results(case, dtype, layout), all_results(case, dtype, layout)
-        torch.set_num_threads(3)
-        threaded = all_results(case, dtype, layout)
-        torch.set_num_threads(before)
-        for name, a, b, c in zip(NAMES, first, again, threaded, strict=True):
-            assert torch.equal(a, b), f"{name} in {dtype}: another result the second time"
-            assert torch.equal(a, c), f"{name} in {dtype}: another result on three threads"
+    assert_same_bits(lambda dtype: all_results(case, dtype, layout), NAMES)
 
 
 @kernels
