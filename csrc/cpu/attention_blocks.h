@@ -8,6 +8,7 @@
 
 #include "cpu/attention_products.h"
 #include "cpu/attention_quads.h"
+#include "cpu/integers.h"
 #include "vmf/attention.h"
 
 namespace vmf {
@@ -16,9 +17,6 @@ namespace {
 
 constexpr int64_t kItemElements = 65536;   // features of an item
 constexpr int64_t kBlockElements = 16384;  // of all rows of a block: 64 KiB of float32
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 struct Cut {
   int64_t width;    // channels of a head

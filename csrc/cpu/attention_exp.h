@@ -9,6 +9,8 @@ namespace vmf {
 namespace VMF_ISA {
 namespace {
 
+constexpr double kLog2e = 1.4426950408889634;  // scores in units of log 2 are this times larger
+
 // The larger of both, `b` where either is NaN: one instruction on x86.
 inline Vec<float> larger(Vec<float> a, Vec<float> b) {
 #if defined(__AVX512F__)

@@ -10,6 +10,7 @@
 
 #include <cstdlib>
 
+#include "integers.h"
 #include "vmf/depthwise_conv3d.h"
 
 namespace vmf {
@@ -20,7 +21,6 @@ using Shape = DepthwiseConv3dShape;
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }  // of a >= 0
 inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
 inline int64_t volume(const int64_t size[3]) { return size[0] * size[1] * size[2]; }
 

@@ -5,6 +5,7 @@
 // lane, then in double.
 #include "cpu/dynamic_relu.h"
 
+#include "cpu/integers.h"
 #include "cpu/vec.h"
 
 namespace vmf {
@@ -25,7 +26,7 @@ int64_t stretch(const Shape& s) { return max(1, min(kChain, kItemElements / max(
 
 int64_t items_per_sample(const Shape& s) {
   if (!s.channels_last) return s.channels;
-  return (s.positions + stretch(s) - 1) / stretch(s);
+  return ceil_div(s.positions, stretch(s));
 }
 
 int64_t items(const Shape& s) { return s.positions == 0 ? 0 : s.batch * items_per_sample(s); }

@@ -16,7 +16,6 @@ namespace {
 
 using Shape = AttentionShape;
 
-constexpr double kLog2e = 1.4426950408889634;
 constexpr int64_t kShortSum = 8;  // longer sums over tokens are made of such
 
 // Scores to probabilities, over the rows, in each lane; 0 behind the last position.

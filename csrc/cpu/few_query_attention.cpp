@@ -19,8 +19,6 @@ namespace {
 
 using Shape = AttentionShape;
 
-constexpr double kLog2e = 1.4426950408889634;
-
 template <typename Real>
 constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
 
