@@ -48,7 +48,11 @@ class Op:
     """
 
     def __init__(
-        self, name: str, prepare: Callable[..., tuple[Any, ...]], backends: tuple[Backend, ...]
+        self,
+        name: str,
+        prepare: Callable[..., tuple[Any, ...]],
+        backends: tuple[Backend, ...],
+        extends: "Op | None" = None,
     ) -> None:
         self.name = name
         self.prepare = prepare
@@ -58,8 +62,14 @@ class Op:
             for b in backends
         )
         # The whole of an ordinary call without gradients in C++ (csrc/bindings/direct.h).
-        self._infer = getattr(_extension._C, f"infer_{name}", None)
-        OPS[name] = self
+        self._infer = None
+        # What runs instead where the public function's keyword-only arguments are given.
+        self.extension: Op | None = None
+        if extends is None:
+            self._infer = getattr(_extension._C, f"infer_{name}", None)
+            OPS[name] = self
+        else:
+            extends.extension = self
 
     def __call__(self, *args: Any) -> Any:
         if (

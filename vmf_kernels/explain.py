@@ -77,8 +77,12 @@ def explain(model_or_call: nn.Module | Callable[..., Any], *args: Any, **kwargs:
 def _explain_call(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Record:
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
+    bound_args = bound.args
     op = OPS[function.__name__]
-    prepared = op.prepare(*bound.args)
+    if op.extension is not None and any(value is not None for value in bound.kwargs.values()):
+        op = op.extension
+        bound_args = (*bound.args, *bound.kwargs.values())
+    prepared = op.prepare(*bound_args)
     chosen = op.select(*prepared)
     reasons = []
     for kernels in KERNELS_OF_DEVICE.get(prepared[0].device.type, ()):

@@ -3,21 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from vmf_kernels import _extension
-from vmf_kernels.backends import Backend, Op, always, cpu_cannot_run
-from vmf_kernels.checks import autocast, check_tensors
-from vmf_kernels.ops.depthwise_conv3d import library, reference
-from vmf_kernels.ops.depthwise_conv3d.geometry import normalise, output_size
-
-NAME = "depthwise_conv3d"
-
-# What follows in Python, in a tenth of the time; None for every call that is not an ordinary one.
-_normalise = getattr(_extension._C, "normalise_depthwise_conv3d", None)
-# Why PyTorch's forward is faster for prepared arguments: depthwise_conv3d_crossover.h.
-_slower = getattr(_extension._C, "slower_depthwise_conv3d", None)
+from vmf_kernels.ops.depthwise_conv3d import epilogue
+from vmf_kernels.ops.depthwise_conv3d.dispatch import OP
 
 
 def depthwise_conv3d(
@@ -27,11 +16,15 @@ def depthwise_conv3d(
     stride: int | Sequence[int] = 1,
     padding: Any = 0,
     dilation: int | Sequence[int] = 1,
+    *,
+    activation: str | tuple[Tensor, Tensor] | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Convolves every channel with its own 3D kernels.
 
     Equivalent to `torch.nn.functional.conv3d(..., groups=C)`, and to a padding that `conv3d`
-    cannot do: different before and after.
+    cannot do: different before and after. An activation and a residual may follow in the same
+    pass.
 
     Args:
         input: (N, C, T, H, W) or (C, T, H, W), any floating dtype, any strides.
@@ -43,6 +36,10 @@ def depthwise_conv3d(
             only: the output has the input's size; the extra zero of an even kernel comes after),
             or three (before, after) pairs. Causal in time: `((kT - 1, 0), (p, p), (p, p))`.
         dilation: an int, or three.
+        activation: "relu", "relu6", "hardswish", "silu", "gelu" (exact), or the slopes (a1, a2),
+            both (N, m*C), of a dynamic ReLU `max(a1 y, a2 y)`.
+        residual: shape of the output, same dtype and device. The result is
+            `activation(conv(input) + bias + residual)`; without gradients, in one pass.
 
     Returns:
         (N, m*C, T', H', W') or (m*C, T', H', W'), in the input's dtype and memory format
@@ -53,78 +50,10 @@ def depthwise_conv3d(
         TypeError: an argument has the wrong type.
         NotImplementedError, RuntimeError: the backend that `use_backend` asks for cannot run it.
     """
-    return OP(input, weight, bias, stride, padding, dilation)
-
-
-def _prepare(
-    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any
-) -> tuple[Any, ...]:
-    if _normalise is not None and not torch.compiler.is_compiling():
-        geometry = _normalise(input, weight, bias, stride, padding, dilation)
-        if geometry is not None:
-            return input, weight, bias, *geometry
-    input, weight, bias = autocast(input, weight, bias)
-    if bias is None:
-        check_tensors(NAME, input=input, weight=weight)
-    else:
-        check_tensors(NAME, input=input, weight=weight, bias=bias)
-    if weight.dim() != 5 or weight.shape[1] != 1 or 0 in weight.shape:
-        raise ValueError(
-            f"{NAME}: weight must be (m*C, 1, kT, kH, kW) without an empty dimension "
-            f"(got shape {tuple(weight.shape)})"
-        )
-    if input.dim() not in (4, 5):
-        raise ValueError(
-            f"{NAME}: input must be (N, C, T, H, W) or (C, T, H, W) "
-            f"(got shape {tuple(input.shape)})"
-        )
-    channels = input.shape[-4]
-    if channels == 0 or weight.shape[0] % channels:
-        raise ValueError(
-            f"{NAME}: the weight's first dimension must be a multiple of the input's channels "
-            f"(got {weight.shape[0]} and {channels})"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"{NAME}: bias must have one value per output channel "
-            f"(got shape {tuple(bias.shape)} for {weight.shape[0]} channels)"
-        )
-    stride, padding, dilation = normalise(weight.shape[2:], stride, padding, dilation)
-    output_size(input.shape, weight.shape, stride, padding, dilation)
-    return input, weight, bias, stride, padding, dilation
-
-
-def _unbatched(run: Any) -> Any:
-    """Lets a function of (N, C, T, H, W) take (C, T, H, W) too."""
-
-    def wrapper(input: Tensor, *rest: Any) -> Tensor:
-        if input.dim() == 4:
-            return run(input.unsqueeze(0), *rest).squeeze(0)
-        return run(input, *rest)
-
-    return wrapper
-
-
-def _cpu_cannot_run(input: Tensor, *rest: Any) -> Exception | None:
-    if input.dtype not in library.CPU_DTYPES:
-        return NotImplementedError(f"its dtypes are {library.CPU_DTYPES} (got {input.dtype})")
-    return cpu_cannot_run(input)
-
-
-def _cpu_slower(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> str | None:
-    """Without gradients PyTorch is ahead in few cases; in training never."""
-    wants_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
-    if _slower is None or wants_grad or torch.compiler.is_compiling():
-        return None
-    reason: str | None = _slower(input, weight, bias, *geometry)
-    return reason
-
-
-OP = Op(
-    NAME,
-    _prepare,
-    (
-        Backend("cpu", _cpu_cannot_run, _unbatched(library.depthwise_conv3d), _cpu_slower),
-        Backend("reference", always, _unbatched(reference.depthwise_conv3d)),
-    ),
-)
+    if activation is None and residual is None:
+        return OP(input, weight, bias, stride, padding, dilation)
+    slopes = activation if isinstance(activation, tuple | list) else ()
+    if epilogue.wants_grad(input, weight, bias, residual, *slopes):
+        output = OP(input, weight, bias, stride, padding, dilation)
+        return epilogue.step_by_step(output, activation, residual)
+    return epilogue.OP(input, weight, bias, stride, padding, dilation, activation, residual)

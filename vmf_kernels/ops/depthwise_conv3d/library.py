@@ -80,9 +80,10 @@ def _grad_weight_backward(ctx: Any, grad: Tensor, grad_bias: Tensor) -> tuple[An
     return grad_grad_output, grad_input, None, None, None, None
 
 
-def _fake(
+def fake(
     input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any
 ) -> Tensor:
+    """The forward op's output, not computed."""
     size = output_size(input.shape, weight.shape, stride, padding, dilation)
     return empty_in_layout(input, size, is_channels_last(input))
 
@@ -102,12 +103,17 @@ def _multiply_adds(output_shape: Any, kernel_size: Any) -> int:
     return math.prod(output_shape) * math.prod(kernel_size)
 
 
+def forward_flops(output_shape: Any, weight_shape: Any) -> int:
+    """As PyTorch counts `conv3d`: a multiply-add is two."""
+    return 2 * _multiply_adds(output_shape, weight_shape[2:])
+
+
 depthwise_conv3d = Operator(
     "depthwise_conv3d(Tensor input, Tensor weight, Tensor? bias, "
     "int[3] stride, int[6] padding, int[3] dilation) -> Tensor",
-    fake=_fake,
+    fake=fake,
     reference=reference.depthwise_conv3d,
-    flops=lambda x, w, b, s, p, d, out: 2 * _multiply_adds(out, w[2:]),
+    flops=lambda x, w, b, s, p, d, out: forward_flops(out, w),
     setup_context=_setup,
     backward=_backward,
 )

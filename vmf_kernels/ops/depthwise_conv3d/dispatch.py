@@ -1,0 +1,94 @@
+"""How a call is checked, and which backend runs it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vmf_kernels import _extension
+from vmf_kernels.backends import Backend, Op, always
+from vmf_kernels.backends import cpu_cannot_run as no_cpu_kernel
+from vmf_kernels.checks import autocast, check_tensors
+from vmf_kernels.ops.depthwise_conv3d import library, reference
+from vmf_kernels.ops.depthwise_conv3d.geometry import NAME, normalise, output_size
+
+# `prepare` in a tenth of the time; None for every call that is not an ordinary one.
+_normalise = getattr(_extension._C, "normalise_depthwise_conv3d", None)
+# Why PyTorch's forward is faster for prepared arguments: depthwise_conv3d_crossover.h.
+_slower = getattr(_extension._C, "slower_depthwise_conv3d", None)
+
+
+def prepare(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any
+) -> tuple[Any, ...]:
+    """The arguments of a call checked, in their normal forms; cast under autocast."""
+    if _normalise is not None and not torch.compiler.is_compiling():
+        geometry = _normalise(input, weight, bias, stride, padding, dilation)
+        if geometry is not None:
+            return input, weight, bias, *geometry
+    input, weight, bias = autocast(input, weight, bias)
+    if bias is None:
+        check_tensors(NAME, input=input, weight=weight)
+    else:
+        check_tensors(NAME, input=input, weight=weight, bias=bias)
+    if weight.dim() != 5 or weight.shape[1] != 1 or 0 in weight.shape:
+        raise ValueError(
+            f"{NAME}: weight must be (m*C, 1, kT, kH, kW) without an empty dimension "
+            f"(got shape {tuple(weight.shape)})"
+        )
+    if input.dim() not in (4, 5):
+        raise ValueError(
+            f"{NAME}: input must be (N, C, T, H, W) or (C, T, H, W) "
+            f"(got shape {tuple(input.shape)})"
+        )
+    channels = input.shape[-4]
+    if channels == 0 or weight.shape[0] % channels:
+        raise ValueError(
+            f"{NAME}: the weight's first dimension must be a multiple of the input's channels "
+            f"(got {weight.shape[0]} and {channels})"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"{NAME}: bias must have one value per output channel "
+            f"(got shape {tuple(bias.shape)} for {weight.shape[0]} channels)"
+        )
+    stride, padding, dilation = normalise(weight.shape[2:], stride, padding, dilation)
+    output_size(input.shape, weight.shape, stride, padding, dilation)
+    return input, weight, bias, stride, padding, dilation
+
+
+def _unbatched(run: Any) -> Any:
+    """Lets a function of (N, C, T, H, W) take (C, T, H, W) too."""
+
+    def wrapper(input: Tensor, *rest: Any) -> Tensor:
+        if input.dim() == 4:
+            return run(input.unsqueeze(0), *rest).squeeze(0)
+        return run(input, *rest)
+
+    return wrapper
+
+
+def cpu_cannot_run(input: Tensor, *rest: Any) -> Exception | None:
+    """Why the C++ kernels cannot run prepared arguments, or None."""
+    if input.dtype not in library.CPU_DTYPES:
+        return NotImplementedError(f"its dtypes are {library.CPU_DTYPES} (got {input.dtype})")
+    return no_cpu_kernel(input)
+
+
+def _cpu_slower(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> str | None:
+    """Without gradients PyTorch is ahead in few cases; in training never."""
+    wants_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
+    if _slower is None or wants_grad or torch.compiler.is_compiling():
+        return None
+    reason: str | None = _slower(input, weight, bias, *geometry)
+    return reason
+
+
+OP = Op(
+    NAME,
+    prepare,
+    (
+        Backend("cpu", cpu_cannot_run, _unbatched(library.depthwise_conv3d), _cpu_slower),
+        Backend("reference", always, _unbatched(reference.depthwise_conv3d)),
+    ),
+)
