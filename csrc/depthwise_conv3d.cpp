@@ -31,8 +31,9 @@ int64_t depthwise_conv3d_items(const DepthwiseConv3dShape& shape) {
 }
 
 void depthwise_conv3d(const DepthwiseConv3dShape& shape, const void* input, const void* weight,
-                      const void* bias, void* output, int64_t begin, int64_t end) {
-  kernels().gather->run(shape, false, input, weight, bias, output, begin, end);
+                      const DepthwiseConv3dEpilogue& epilogue, void* output, int64_t begin,
+                      int64_t end) {
+  kernels().gather->run(shape, false, input, weight, epilogue, output, begin, end);
 }
 
 int64_t depthwise_conv3d_grad_input_items(const DepthwiseConv3dShape& shape) {
@@ -41,7 +42,7 @@ int64_t depthwise_conv3d_grad_input_items(const DepthwiseConv3dShape& shape) {
 
 void depthwise_conv3d_grad_input(const DepthwiseConv3dShape& shape, const void* grad_output,
                                  const void* weight, void* grad_input, int64_t begin, int64_t end) {
-  kernels().gather->run(shape, true, grad_output, weight, nullptr, grad_input, begin, end);
+  kernels().gather->run(shape, true, grad_output, weight, {}, grad_input, begin, end);
 }
 
 int64_t depthwise_conv3d_grad_weight_items(const DepthwiseConv3dShape& shape) {

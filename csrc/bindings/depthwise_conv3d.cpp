@@ -99,14 +99,17 @@ DepthwiseConv3dShape check(const Tensor& input, const Tensor& weight,
                     is_channels_last(input), dtype_of(input));
 }
 
-// Convolves tensors that were checked.
+// Makes a tensor that may be missing dense; its data, or null.
+const void* dense_data(std::optional<Tensor>& tensor, bool channels_last = false) {
+  if (!tensor) return nullptr;
+  tensor = dense(*tensor, channels_last);
+  return tensor->const_data_ptr();
+}
+
+// Convolves tensors that were checked; the rest of `epilogue` goes with the bias.
 Tensor run(const DepthwiseConv3dShape& shape, Tensor input, Tensor weight,
-           std::optional<Tensor> bias) {
-  const void* bias_data = nullptr;
-  if (bias) {
-    bias = dense(*bias);
-    bias_data = bias->const_data_ptr();
-  }
+           std::optional<Tensor> bias, DepthwiseConv3dEpilogue epilogue = {}) {
+  epilogue.bias = dense_data(bias);
   input = dense(input, shape.channels_last);
   weight = dense(weight);
   Tensor output = empty(input, output_sizes(shape), shape.channels_last);
@@ -114,7 +117,7 @@ Tensor run(const DepthwiseConv3dShape& shape, Tensor input, Tensor weight,
   const void* w = weight.const_data_ptr();
   void* y = output.mutable_data_ptr();
   parallel(depthwise_conv3d_items(shape), multiply_adds(shape), [&](int64_t begin, int64_t end) {
-    depthwise_conv3d(shape, x, w, bias_data, y, begin, end);
+    depthwise_conv3d(shape, x, w, epilogue, y, begin, end);
   });
   return output;
 }
@@ -123,6 +126,34 @@ Tensor forward(Tensor input, Tensor weight, std::optional<Tensor> bias, Ints str
                Ints dilation) {
   const auto shape = check(input, weight, bias, stride, padding, dilation);
   return run(shape, std::move(input), std::move(weight), std::move(bias));
+}
+
+Tensor fused(Tensor input, Tensor weight, std::optional<Tensor> bias,
+             std::optional<Tensor> residual, std::optional<Tensor> a1, std::optional<Tensor> a2,
+             int64_t activation, Ints stride, Ints padding, Ints dilation) {
+  const auto shape = check(input, weight, bias, stride, padding, dilation);
+  constexpr auto kLast = Activation::dynamic_relu;
+  STD_TORCH_CHECK(0 <= activation && activation <= static_cast<int64_t>(kLast),
+                  "depthwise_conv3d: there is no such activation");
+  DepthwiseConv3dEpilogue epilogue;
+  epilogue.activation = static_cast<Activation>(activation);
+  const Ints size = output_sizes(shape);
+  STD_TORCH_CHECK(!residual || sizes_of(*residual) == size,
+                  "depthwise_conv3d: residual must have the output's shape");
+  const bool dynamic = epilogue.activation == kLast;
+  STD_TORCH_CHECK(dynamic == a1.has_value() && dynamic == a2.has_value(),
+                  "depthwise_conv3d: a1 and a2 belong to a dynamic ReLU");
+  for (const auto* tensor : {&residual, &a1, &a2}) {
+    if (*tensor) check_same_dtype(input, **tensor);
+  }
+  for (const auto* slope : {&a1, &a2}) {
+    STD_TORCH_CHECK(!*slope || sizes_of(**slope) == Ints({size[0], size[1]}),
+                    "depthwise_conv3d: a1 and a2 must be (N, m*C)");
+  }
+  epilogue.residual = dense_data(residual, shape.channels_last);
+  epilogue.slopes[0] = dense_data(a1);
+  epilogue.slopes[1] = dense_data(a2);
+  return run(shape, std::move(input), std::move(weight), std::move(bias), epilogue);
 }
 
 Tensor grad_input(Tensor grad_output, Tensor weight, Ints input_size, Ints stride, Ints padding,
@@ -213,6 +244,7 @@ Tensor infer(Tensor input, Tensor weight, std::optional<Tensor> bias, Triple str
 
 STABLE_TORCH_LIBRARY_IMPL(vmf_kernels, CPU, library) {
   library.impl("depthwise_conv3d", TORCH_BOX(&forward));
+  library.impl("depthwise_conv3d_fused", TORCH_BOX(&fused));
   library.impl("depthwise_conv3d_grad_input", TORCH_BOX(&grad_input));
   library.impl("depthwise_conv3d_grad_weight", TORCH_BOX(&grad_weight));
 }
@@ -222,6 +254,7 @@ const Direct direct_calls([](pybind11::module_& m) {
   m.def("slower_depthwise_conv3d", question(&slower));
   m.def("normalise_depthwise_conv3d", direct_uncast(&normalise));
   m.def("depthwise_conv3d", direct(&forward));
+  m.def("depthwise_conv3d_fused", direct(&fused));
   m.def("depthwise_conv3d_grad_input", direct(&grad_input));
   m.def("depthwise_conv3d_grad_weight", direct(&grad_weight));
 });

@@ -7,6 +7,7 @@
 #include "depthwise_conv3d.h"
 
 #include "../workspace.h"
+#include "depthwise_conv3d_epilogue.h"
 #include "depthwise_conv3d_lanes.h"
 #include "depthwise_conv3d_plan.h"
 #include "depthwise_conv3d_prefetch.h"
@@ -50,12 +51,12 @@ class Gatherer {
   using Real = Arithmetic<T>;
 
   Gatherer(const Shape& shape, const GatherPlan& plan, const T* from, const T* weight,
-           const T* bias, T* to)
+           const DepthwiseConv3dEpilogue& epilogue, T* to)
       : shape_(shape),
         plan_(plan),
         from_(from),
         weight_(weight),
-        bias_(bias),
+        bias_(static_cast<const T*>(epilogue.bias)),
         to_(to),
         from_strides_(activation_strides(plan.channels * plan.repeat / plan.share, plan.t.from,
                                          plan.h.from, plan.w.from, shape.channels_last)),
@@ -68,6 +69,8 @@ class Gatherer {
                 plan.columns.width, plan.split.group_lanes() / kCount),
         vectors_(plan.split.group_lanes() / kCount),
         writers_(plan.split.group_lanes() / kCount),
+        epilogue_(epilogue, to, to_strides_, shape.channels_last, plan.channels, plan.w.to,
+                  plan.split.group_lanes() / kCount),
         kernels_(plan.columns.phases),
         rows_(plan.split.h_size() * plan.columns.phases),
         taps_(plan.split.h_size() * plan.repeat * volume(shape.kernel)),
@@ -79,10 +82,12 @@ class Gatherer {
     const int64_t ring = plan.in_place ? 0 : plan.repeat * frames_ * frame_size_;
     weights_size_ = shape.kernel[0] * shape.kernel[1] * plan.columns.taps * kCount;
     part_size_ = ring + plan.repeat * weights_size_ + kCount;
-    const int64_t buffer = plan.split.h_size() * plan.w.to * kCount;
+    const int64_t buffer = plan.split.h_size() * plan.w.to * kCount + kCount;
+    const int64_t buffers = epilogue_.needs_buffer() ? 2 : 1;
     parts_ = static_cast<Real*>(
-        workspace((count * part_size_ + buffer + kCount) * static_cast<int64_t>(sizeof(Real))));
+        workspace((count * part_size_ + buffers * buffer) * static_cast<int64_t>(sizeof(Real))));
     buffer_ = parts_ + count * part_size_;
+    residual_buffer_ = buffer_ + (buffers - 1) * buffer;
     for (int64_t p = 0; p < plan.columns.phases; ++p) {
       const Phase& phase = plan.columns.phase[p];
       kernels_[p] = RowKernels<Real>(phase.chunk, phase.advance, phase.count);
@@ -135,6 +140,7 @@ class Gatherer {
       if (plan_.in_place) first = smaller(first, range.end - kCount);
       const Lanes<Real> lanes(first, range.end, plan_.channels);
       writers_[i].attach(to_, to_strides_, shape_.channels_last, lanes);
+      epilogue_.attach(i, lanes, static_cast<int>(range.begin + i * kCount - first));
       Real* const bias = parts_ + (i + 1) * part_size_ - kCount;
       Real* const weight = bias - plan_.repeat * weights_size_;
       vectors_[i] = {parts_ + i * part_size_, weight, bias, buffer_};
@@ -185,9 +191,11 @@ class Gatherer {
       while (i < count_ && (vectors_[i].to = writers_[i].direct(t, h.begin)) != nullptr) ++i;
       if (i > begin) {
         convolve(begin, i, h.size(), to_strides_.w, to_strides_.h);
+        epilogue_.finish_in_place(begin, i, &vectors_[0], h.size());
       } else {
         vectors_[i].to = buffer_;
         convolve(i, i + 1, h.size(), kCount, plan_.w.to * kCount);
+        epilogue_.finish_buffer(i, buffer_, residual_buffer_, t, h);
         writers_[i].write(buffer_, t, h.begin, h.size() * plan_.w.to);
         ++i;
       }
@@ -269,6 +277,7 @@ class Gatherer {
   Reader<T> reader_;
   Array<RowVector<Real>> vectors_;
   Array<Writer<T>> writers_;
+  Epilogue<T> epilogue_;
   Array<RowKernels<Real>> kernels_;  // [phase]
   int64_t tiles_ = 0;                // of two vectors in a row
   Array<RowTaps> rows_;              // [phase][row]
@@ -276,6 +285,7 @@ class Gatherer {
   Prefetcher next_from_, next_to_;
   Real* parts_;   // part_size_ for each vector
   Real* buffer_;  // rows written before they go to the tensor, where they cannot go there directly
+  Real* residual_buffer_;  // what is added to those
 };
 
 int64_t items(const Shape& shape, bool transposed) {
@@ -283,13 +293,13 @@ int64_t items(const Shape& shape, bool transposed) {
 }
 
 void run(const Shape& shape, bool transposed, const void* from, const void* weight,
-         const void* bias, void* to, int64_t begin, int64_t end) {
+         const DepthwiseConv3dEpilogue& epilogue, void* to, int64_t begin, int64_t end) {
   if (begin >= end) return;
   const GatherPlan plan(shape, transposed);
   with_storage(shape.dtype, [&](auto storage) {
     using T = decltype(storage);
     Gatherer<T> gatherer(shape, plan, static_cast<const T*>(from), static_cast<const T*>(weight),
-                         static_cast<const T*>(bias), static_cast<T*>(to));
+                         epilogue, static_cast<T*>(to));
     for (int64_t item = begin; item < end; ++item) gatherer.run(item, item + 1 == end);
   });
 }

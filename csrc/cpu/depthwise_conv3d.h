@@ -6,11 +6,12 @@
 namespace vmf {
 
 // Forward, and the input gradient where `transposed`: then `from` is the output's gradient, `to`
-// the input's, and `bias` null.
+// the input's, and there is no epilogue.
 struct DepthwiseConv3dKernels {
   int64_t (*items)(const DepthwiseConv3dShape& shape, bool transposed);
   void (*run)(const DepthwiseConv3dShape& shape, bool transposed, const void* from,
-              const void* weight, const void* bias, void* to, int64_t begin, int64_t end);
+              const void* weight, const DepthwiseConv3dEpilogue& epilogue, void* to, int64_t begin,
+              int64_t end);
 };
 
 // As in vmf/depthwise_conv3d.h.

@@ -6,8 +6,8 @@
 
 #include "cpu/attention_blocks.h"
 #include "cpu/attention_channels.h"
-#include "cpu/attention_exp.h"
 #include "cpu/attention_prefetch.h"
+#include "cpu/exp.h"
 #include "workspace.h"
 
 namespace vmf {

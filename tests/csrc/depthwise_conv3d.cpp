@@ -89,6 +89,52 @@ void each_product(const Shape& s, const Visit& visit) {
   }
 }
 
+// Again with a residual and an activation.
+void run_with_epilogue(const Shape& s, Random& random, const Tensor& x, const Tensor& w,
+                       const void* bias, std::vector<Expected> expected) {
+  const int64_t channels = s.channels * s.multiplier;
+  const Tensor r = Tensor::random(s.batch * channels * volume(s.output), s.dtype, random, 4);
+  const Tensor a1 = Tensor::random(s.batch * channels, s.dtype, random);
+  const Tensor a2 = Tensor::random(s.batch * channels, s.dtype, random);
+  const bool added = random.flip();
+  DepthwiseConv3dEpilogue epilogue;
+  epilogue.bias = bias;
+  epilogue.residual = added ? r.data() : nullptr;
+  epilogue.activation = random.pick({Activation::none, Activation::relu, Activation::silu,
+                                     Activation::gelu, Activation::dynamic_relu});
+  if (epilogue.activation == Activation::dynamic_relu) {
+    epilogue.slopes[0] = a1.data();
+    epilogue.slopes[1] = a2.data();
+  }
+  for (int64_t o = 0; o < r.count(); ++o) {
+    const int64_t sample = o / (channels * volume(s.output));
+    const int64_t c = s.channels_last ? o % channels : o / volume(s.output) % channels;
+    if (added) expected[o].add(r[o]);
+    double& v = expected[o].value;
+    switch (epilogue.activation) {
+      case Activation::relu:
+        v = std::fmax(v, 0);
+        break;
+      case Activation::silu:
+        v = v / (1 + std::exp(-v));
+        break;
+      case Activation::gelu:
+        v = v * std::erfc(-v * std::sqrt(0.5)) / 2;
+        break;
+      case Activation::dynamic_relu:
+        v = std::fmax(a1[sample * channels + c] * v, a2[sample * channels + c] * v);
+        break;
+      default:
+        break;
+    }
+  }
+  Tensor z(r.count(), s.dtype);
+  in_pieces(depthwise_conv3d_items(s), random, [&](int64_t begin, int64_t end) {
+    depthwise_conv3d(s, x.data(), w.data(), epilogue, z.data(), begin, end);
+  });
+  check("depthwise_conv3d: epilogue", z, expected, s.dtype, 60);
+}
+
 void run(Random& random) {
   Shape s{};
   if (!random_shape(random, s)) return;
@@ -116,10 +162,13 @@ void run(Random& random) {
     grad_b[c].add(g[o]);
   }
 
+  DepthwiseConv3dEpilogue epilogue;
+  epilogue.bias = biased ? b.data() : nullptr;
   in_pieces(depthwise_conv3d_items(s), random, [&](int64_t begin, int64_t end) {
-    depthwise_conv3d(s, x.data(), w.data(), biased ? b.data() : nullptr, y.data(), begin, end);
+    depthwise_conv3d(s, x.data(), w.data(), epilogue, y.data(), begin, end);
   });
   check("depthwise_conv3d", y, output, s.dtype, 40);
+  run_with_epilogue(s, random, x, w, epilogue.bias, output);
 
   in_pieces(depthwise_conv3d_grad_input_items(s), random, [&](int64_t begin, int64_t end) {
     depthwise_conv3d_grad_input(s, g.data(), w.data(), gx.data(), begin, end);

@@ -12,6 +12,7 @@ from tests.conftest import IMPLEMENTATIONS
 from tests.ops.layouts import DENSE
 from vmf_kernels.backends import OPS
 from vmf_kernels.operator import Operator
+from vmf_kernels.ops.depthwise_conv3d import epilogue
 from vmf_kernels.ops.depthwise_conv3d import library as conv
 from vmf_kernels.ops.dynamic_relu import library as relu
 from vmf_kernels.ops.few_key_attention import library as few_key
@@ -37,6 +38,20 @@ OPERATORS: dict[str, tuple[Operator, Callable[[Make], tuple[Any, ...]]]] = {
     "depthwise_conv3d_without_bias": (
         conv.depthwise_conv3d,
         lambda make: (make(2, 2, 3, 3, 3), make(4, 1, 3, 2, 2), None, *GEOMETRY),
+    ),
+    "depthwise_conv3d_fused": (
+        epilogue.depthwise_conv3d_fused,
+        lambda make: (
+            *(make(2, 2, 3, 3, 3), make(4, 1, 3, 2, 2), make(4), make(2, 4, 3, 2, 3)),
+            *(make(2, 4), make(2, 4), epilogue.ACTIVATIONS.index("dynamic_relu"), *GEOMETRY),
+        ),
+    ),
+    "depthwise_conv3d_fused_without_residual": (
+        epilogue.depthwise_conv3d_fused,
+        lambda make: (
+            *(make(2, 2, 3, 3, 3), make(4, 1, 3, 2, 2), None, None, None, None),
+            *(epilogue.ACTIVATIONS.index("silu"), *GEOMETRY),
+        ),
     ),
     "depthwise_conv3d_grad_input": (
         conv.depthwise_conv3d_grad_input,

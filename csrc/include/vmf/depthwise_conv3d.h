@@ -26,10 +26,22 @@ struct DepthwiseConv3dShape {
   DType dtype;         // of every tensor here; arithmetic is in float (f64: in double)
 };
 
-// The weight is dense (channels * multiplier, kT, kH, kW) in either layout; bias may be null.
+// In the order of ACTIVATIONS in epilogue.py.
+enum class Activation { none, relu, relu6, hardswish, silu, gelu, dynamic_relu };
+
+// What is done to each sum before it is written: activation(sum + bias + residual).
+struct DepthwiseConv3dEpilogue {
+  const void* bias = nullptr;      // (channels * multiplier), or null
+  const void* residual = nullptr;  // like the output, or null
+  Activation activation = Activation::none;
+  const void* slopes[2] = {};  // of dynamic_relu: (batch, channels * multiplier) each
+};
+
+// The weight is dense (channels * multiplier, kT, kH, kW) in either layout.
 int64_t depthwise_conv3d_items(const DepthwiseConv3dShape& shape);
 void depthwise_conv3d(const DepthwiseConv3dShape& shape, const void* input, const void* weight,
-                      const void* bias, void* output, int64_t begin, int64_t end);
+                      const DepthwiseConv3dEpilogue& epilogue, void* output, int64_t begin,
+                      int64_t end);
 
 int64_t depthwise_conv3d_grad_input_items(const DepthwiseConv3dShape& shape);
 void depthwise_conv3d_grad_input(const DepthwiseConv3dShape& shape, const void* grad_output,
