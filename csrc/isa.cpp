@@ -77,4 +77,12 @@ std::string current_isa() { return kBuilt[current_isa_index()]; }
 
 void set_isa(const std::string& name) { chosen = find_supported(name, "set_isa"); }
 
+bool fetches_by_itself() {
+#if defined(__x86_64__)
+  return __builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
+
 }  // namespace vmf

@@ -29,7 +29,8 @@ struct GatherPlan {
         in_place(s.channels_last && s.multiplier == 1 &&
                  (s.dtype == DType::f32 || s.dtype == DType::f64) &&
                  channels >= VMF_VECTOR_BYTES / (s.dtype == DType::f64 ? 8 : 4) &&
-                 columns.readable_in_place(w)) {
+                 columns.readable_in_place(w)),
+        fetch_ahead(prefetch_pays(activation_bytes(s))) {
     const int64_t column_bytes = kBlock * (s.dtype == DType::f64 ? 8 : 4);
     const int64_t work = s.batch * s.channels * s.multiplier * volume(s.output) * volume(s.kernel);
     split = Split(w.to > 0 ? s.batch : 0, channels, s.channels_last, t, h,
@@ -42,6 +43,7 @@ struct GatherPlan {
   int64_t repeat;    // channels read for one written: input gradient with a multiplier
   int64_t share;     // channels written that read the same one: forward with a multiplier
   bool in_place;     // rows are read where they lie
+  bool fetch_ahead;  // the next frame is asked for while one is computed
   Split split;
 };
 
@@ -111,7 +113,9 @@ class Gatherer {
         }
         next = larger(next, frames.end);
       }
-      if (t + 1 < item.t.end) {
+      if (!plan_.fetch_ahead) {
+        // Both stay stopped.
+      } else if (t + 1 < item.t.end) {
         prefetch(t + 1, item, t, item);
       } else if (!last && next_item.lanes.begin == item.lanes.begin) {
         prefetch(next_item.t.begin, next_item, t, item);

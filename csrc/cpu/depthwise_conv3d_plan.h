@@ -24,6 +24,12 @@ constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
 inline int64_t volume(const int64_t size[3]) { return size[0] * size[1] * size[2]; }
 
+// Of input and output together.
+inline int64_t activation_bytes(const Shape& s) {
+  const int64_t element = s.dtype == DType::f64 ? 8 : s.dtype == DType::f32 ? 4 : 2;
+  return s.batch * s.channels * (volume(s.input) + s.multiplier * volume(s.output)) * element;
+}
+
 // A bare array, not initialised: std::vector has functions that the linker could share between the
 // copies of this file.
 template <typename T>
