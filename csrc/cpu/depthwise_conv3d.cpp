@@ -17,6 +17,13 @@ namespace vmf {
 namespace VMF_ISA {
 namespace {
 
+// Whether columns lie so far apart that they share few sets of the first-level cache, which holds
+// 4 KiB in each way, and are too many for those.
+bool columns_collide(const Shape& s) {
+  const int64_t column_bytes = s.channels * (s.dtype == DType::f64 ? 8 : 4);
+  return column_bytes % 1024 == 0 && s.input[2] > 8;
+}
+
 struct GatherPlan {
   GatherPlan(const Shape& s, bool transposed)
       : t(make_axis(s, 0, transposed)),
@@ -29,7 +36,7 @@ struct GatherPlan {
         in_place(s.channels_last && s.multiplier == 1 &&
                  (s.dtype == DType::f32 || s.dtype == DType::f64) &&
                  channels >= VMF_VECTOR_BYTES / (s.dtype == DType::f64 ? 8 : 4) &&
-                 columns.readable_in_place(w)),
+                 columns.readable_in_place(w) && !columns_collide(s)),
         fetch_ahead(prefetch_pays(activation_bytes(s))) {
     const int64_t column_bytes = kBlock * (s.dtype == DType::f64 ? 8 : 4);
     const int64_t work = s.batch * s.channels * s.multiplier * volume(s.output) * volume(s.kernel);
