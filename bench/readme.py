@@ -131,8 +131,9 @@ def _contiguous_row(some: Sequence[Layer]) -> list[str]:
 
 
 def targets(sources: Sequence[Path], readme: Path) -> str:
-    """What shall be reached, and whether it is."""
-    return targets_table(layers(_read(sources).rows)) or ABSENT
+    """What shall be reached, whether it is, and what the roofline leaves."""
+    results = _read(sources)
+    return targets_table(layers(results.rows), results.roofline) or ABSENT
 
 
 def pictures(sources: Sequence[Path], readme: Path) -> str:

@@ -15,7 +15,8 @@ BREAKDOWN_NOTE = (
 )
 TARGETS_NOTE = (
     "Geometric means over the layers above, set for two cores with AVX2 (`--isa avx2`) and all "
-    "cases; each layer in our best layout over the best peer in its best layout."
+    "cases; each layer in our best layout over the best peer in its best layout. `most`: what it "
+    "would be if every layer took the least time that the roofline leaves."
 )
 
 
@@ -49,7 +50,7 @@ def ops_report(results: list[Comparison], roofline: Roofline) -> str:
     ops = _distinct(r.op for r in results)
     parts = [op_report(op, [r for r in results if r.op == op], roofline) for op in ops]
     every = layers(row for r in results for row in rows_of(r, roofline))
-    if table := targets_table(every):
+    if table := targets_table(every, roofline):
         parts += ["## Targets", TARGETS_NOTE, table]
     return "\n\n".join(parts)
 

@@ -54,6 +54,7 @@ class Layer:
         milliseconds: of ours.
         peer: the best one and its layout.
         peer_milliseconds: of that.
+        peer_in_layout: milliseconds, by layout, of the best peer in that layout.
         bytes, flops: of the traffic model.
     """
 
@@ -69,12 +70,25 @@ class Layer:
     milliseconds: float | None
     peer: Key | None
     peer_milliseconds: float | None
+    peer_in_layout: dict[str, float]
     bytes: int | None
     flops: int | None
 
     @property
     def name(self) -> str:
         return f"{self.model} {self.shape}"
+
+    def most(self, roofline: Roofline, layout: str | None = None) -> float | None:
+        """The speed-up of a kernel that takes the least time which the roofline leaves.
+
+        Args:
+            roofline: of the same run.
+            layout: that of the peer; its best if None.
+        """
+        peer = self.peer_in_layout.get(layout) if layout else self.peer_milliseconds
+        if peer is None or self.bytes is None or self.flops is None:
+            return None
+        return 1e-3 * peer / roofline.seconds(self.bytes, self.flops)
 
 
 @dataclass(frozen=True)
@@ -190,6 +204,8 @@ def _layer(rows: list[Row]) -> Layer:
         milliseconds=_milliseconds(ours[0]) if ours else None,
         peer=(peers[0]["contender"], peers[0]["layout"]) if peers else None,
         peer_milliseconds=_milliseconds(peers[0]) if peers else None,
+        # The fastest comes last and stays.
+        peer_in_layout={r["layout"]: _milliseconds(r) for r in reversed(peers)},
         bytes=int(first["bytes"]) if first["bytes"] else None,
         flops=int(first["flops"]) if first["flops"] else None,
     )

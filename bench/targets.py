@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench.machine import Roofline
 from bench.markdown import markdown_table
 from bench.op import CONTIGUOUS, FORWARD, RECORDED, TRAINING
 from bench.results import Layer, summarise
+from bench.timing import geomean
 
 SIXTEEN_BITS = ("bfloat16", "float16")
 
@@ -31,20 +33,31 @@ class Target:
     group: str | None = None
     layout: str | None = None
 
-    def measured(self, layers: Sequence[Layer], mode: str) -> tuple[float, int] | None:
-        """The geometric mean and the number of layers in it; None without any."""
-        chosen = [
+    def chosen(self, layers: Sequence[Layer], mode: str) -> list[Layer]:
+        """Those that it is about."""
+        return [
             layer
             for layer in layers
             if (layer.op, layer.mode) == (self.op, mode)
             and layer.dtype in self.dtypes
             and (self.group is None or self.group in layer.groups)
         ]
-        summary = summarise(chosen)
+
+    def measured(self, layers: Sequence[Layer], mode: str) -> tuple[float, int] | None:
+        """The geometric mean and the number of layers in it; None without any."""
+        summary = summarise(self.chosen(layers, mode))
         if summary is None:
             return None
         mean = summary.same_layout.get(self.layout) if self.layout else summary.mean
         return None if mean is None else (mean, summary.number)
+
+    def most(self, layers: Sequence[Layer], mode: str, roofline: Roofline | None) -> float | None:
+        """The geometric mean if every layer took the least time which the roofline leaves."""
+        if roofline is None:
+            return None
+        found = [layer.most(roofline, self.layout) for layer in self.chosen(layers, mode)]
+        values = [value for value in found if value is not None]
+        return geomean(values) if values else None
 
 
 # On two cores with AVX2.
@@ -63,8 +76,13 @@ TARGETS = (
 OVERHEAD = {FORWARD: 6.0, RECORDED: 25.0}
 
 
-def targets_table(layers: Sequence[Layer]) -> str | None:
-    """Target, measured, met or not, of those that these layers say something about."""
+def targets_table(layers: Sequence[Layer], roofline: Roofline | None) -> str | None:
+    """Target, measured, most, met or not, of those that these layers say something about.
+
+    Args:
+        layers: what was measured.
+        roofline: of the same run; without it `most` stays empty.
+    """
     rows = []
     for target in TARGETS:
         cells = [f"{target.op}: {target.layers}"]
@@ -72,12 +90,14 @@ def targets_table(layers: Sequence[Layer]) -> str | None:
         for mode, least in ((FORWARD, target.forward), (TRAINING, target.training)):
             found = target.measured(layers, mode)
             number = max(number, found[1] if found else 0)
-            cells += [f"{least:.1f}", *verdict(found[0] if found else None, least)]
+            most = target.most(layers, mode, roofline)
+            measured, met = verdict(found[0] if found else None, least)
+            cells += [f"{least:.1f}", measured, f"{most:.1f}" if most else "-", met]
         if number:
             rows.append([*cells[:1], str(number), *cells[1:]])
     if not rows:
         return None
-    columns = ("target", "measured", "")
+    columns = ("target", "measured", "most", "")
     header = ["layers", "number"]
     header += [f"{mode} {column}".strip() for mode in (FORWARD, TRAINING) for column in columns]
     return markdown_table(header, rows)

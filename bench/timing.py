@@ -31,8 +31,8 @@ class Effort:
             interrupts does not.
     """
 
-    seconds: float = 4.0
-    rounds: int = 7
+    seconds: float = 1.5
+    rounds: int = 5
     most_rounds: int = 60
     slow_factor: float = 6.0
     slow_rounds: int = 3

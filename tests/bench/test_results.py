@@ -58,6 +58,7 @@ def test_a_file_reads_back_as_it_was_written(tmp_path: Path):
     assert layer.speedup == 3.0 and layer.milliseconds == 1.0
     assert layer.peer == ("eager", LAST) and layer.peer_milliseconds == 3.0
     assert layer.same_layout == {FIRST: 12.0, LAST: 3.0}
+    assert layer.peer_in_layout == {FIRST: 24.0, LAST: 3.0}
     assert (layer.bytes, layer.flops) == (500, 100_000)
 
 
@@ -99,20 +100,30 @@ def test_targets_are_held_against_their_own_layers(tmp_path: Path):
         comparison(9.0, dtype="bfloat16"),
     ]
     found = layers(back(some, tmp_path).rows)
-    table = targets_table(found)
+    table = targets_table(found, ROOFLINE)
     assert table is not None
     cells = {
         (c := [x.strip() for x in line.strip("|").split("|")])[0]: c[1:]
         for line in table.splitlines()[2:]
     }
-    assert cells["depthwise_conv3d: all"] == ["2", "2.0", "2.00", "met", "12.0", "30.00", "met"]
-    assert cells["depthwise_conv3d: a side of 5 or more"][2:4] == ["1.00", "**not met**"]
-    assert cells["depthwise_conv3d: strided"][2:4] == ["4.00", "met"]
+    assert cells["depthwise_conv3d: all"] == [
+        # The peers' 4, 1 and 30 ms over the 100,000 operations at 190 GFLOP/s.
+        *("2", "2.0", "2.00", "3800.0", "met"),
+        *("12.0", "30.00", "57000.0", "met"),
+    ]
+    assert cells["depthwise_conv3d: a side of 5 or more"][2:5] == ["1.00", "1900.0", "**not met**"]
+    assert cells["depthwise_conv3d: strided"][2:5] == ["4.00", "7600.0", "met"]
     # Contiguous against contiguous: 16 and 4.
-    assert cells["depthwise_conv3d: all, both contiguous"][1:4] == ["8.0", "8.00", "met"]
-    assert cells["depthwise_conv3d: all, 16-bit"][1:] == ["2.4", "9.00", "met", "10.0", "-", "-"]
+    assert cells["depthwise_conv3d: all, both contiguous"][1:5] == ["8.0", "8.00", "30400.0", "met"]
+    assert cells["depthwise_conv3d: all, 16-bit"][1:] == [
+        *("2.4", "9.00", "17100.0", "met"),
+        *("10.0", "-", "-", "-"),
+    ]
     assert not any("attention" in name for name in cells)
-    assert targets_table([]) is None
+    assert targets_table([], ROOFLINE) is None
+    without = targets_table(found, None)
+    assert without is not None
+    assert [cell.strip() for cell in without.splitlines()[2].split("|")[5:6]] == ["-"]
 
 
 def test_every_target_names_layers_that_exist():
