@@ -120,7 +120,10 @@ def facts(device: str) -> dict[str, str]:
 
 
 def folder_name(device: str) -> str:
-    """Of this machine's results: "nvidia-h100-80gb-hbm3", "amd-epyc-avx512-2-cores"."""
+    """Of the results of this machine, such as "amd-epyc-family-26-model-2-avx512-2-cores".
+
+    Two machines of one folder run at the same speed, as far as the system tells.
+    """
     name = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
     if device == "cpu":
         name += f" {_capability()} {os.cpu_count()} cores"
@@ -173,9 +176,16 @@ def _cache_bytes() -> int:
 
 
 def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.M) if info.exists() else None
-    return found[1] if found else platform.processor() or platform.machine()
+    """With family and model: virtual machines give CPUs of several generations one name."""
+    path = Path("/proc/cpuinfo")
+    info = path.read_text() if path.exists() else ""
+    name, family, model = (
+        found[1] if (found := re.search(rf"^{key}\s*:\s*(.+)$", info, re.M)) else None
+        for key in ("model name", "cpu family", "model")
+    )
+    if name is None:
+        return platform.processor() or platform.machine()
+    return f"{name} (family {family} model {model})" if family and model else name
 
 
 def _capability() -> str:
