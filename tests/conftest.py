@@ -8,7 +8,10 @@ from types import ModuleType
 import pytest
 import torch
 
-from vmf_kernels import _extension, use_backend
+if not torch.cuda.is_available():  # before Triton is imported: its kernels then run in Python
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from vmf_kernels import _extension, _triton, use_backend
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,12 @@ def poisoned_memory() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def interpreter_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter runs in the tests that ask for it (tests/triton), as elsewhere."""
+    monkeypatch.setattr(_triton, "INTERPRETED", False)
 
 
 @pytest.fixture

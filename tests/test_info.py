@@ -14,7 +14,7 @@ from vmf_kernels.backends import OPS
 def info(*arguments: str, **env: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "vmf_kernels.info", *arguments],
-        env={**os.environ, **env},
+        env={**os.environ, "TRITON_INTERPRET": "0", **env},
         capture_output=True,
         text=True,
         check=False,

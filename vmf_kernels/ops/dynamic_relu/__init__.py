@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vmf_kernels import _triton
 from vmf_kernels.backends import Backend, Op, always, cpu_cannot_run
 from vmf_kernels.checks import autocast, check_tensors
 from vmf_kernels.ops.dynamic_relu import library, reference
@@ -49,6 +50,7 @@ OP = Op(
     _prepare,
     (
         Backend("cpu", cpu_cannot_run, library.dynamic_relu),
+        Backend("triton", _triton.cannot_run(), library.dynamic_relu),
         Backend("reference", always, reference.dynamic_relu),
     ),
 )

@@ -10,6 +10,8 @@ from vmf_kernels.layout import empty_in_layout, is_channels_last
 from vmf_kernels.operator import Operator, differentiate_reference
 from vmf_kernels.ops.dynamic_relu import reference
 
+TRITON = f"{__package__}.triton"
+
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs)
@@ -48,6 +50,7 @@ dynamic_relu = Operator(
     flops=lambda x, a1, a2, out: 2 * math.prod(x),
     setup_context=_setup,
     backward=_backward,
+    triton=TRITON,
 )
 
 dynamic_relu_backward = Operator(
@@ -58,4 +61,5 @@ dynamic_relu_backward = Operator(
     flops=lambda g, x, a1, a2, out: 4 * math.prod(x),
     setup_context=_setup,
     backward=_double_backward,
+    triton=TRITON,
 )

@@ -1,0 +1,103 @@
+"""Which calls go to Triton, told by fake CUDA tensors: no GPU is needed."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._pytree import tree_leaves
+
+import vmf_kernels
+from tests.ops.samples import function_call, operator_call
+from vmf_kernels import _triton, explain, use_backend
+from vmf_kernels.explain import Record
+
+OPS = ("dynamic_relu",)
+OPERATORS = ("dynamic_relu", "dynamic_relu_backward")
+
+
+def on_cuda(mode: FakeTensorMode, x: Tensor) -> Tensor:
+    with mode:
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
+
+
+def backend_of(name: str, tensors: list[Tensor]) -> Record:
+    return explain(getattr(vmf_kernels, name), *tensors)[0]
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_auto_takes_triton_on_cuda(name: str) -> None:
+    mode = FakeTensorMode()
+    for dtype in _triton.DTYPES:
+        tensors = [on_cuda(mode, x) for x in function_call(name, dtype=dtype)[1]]
+        with use_backend("auto"), mode:
+            assert backend_of(name, tensors).backend == "triton"
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_float64_goes_to_the_reference_and_says_why(name: str) -> None:
+    mode = FakeTensorMode()
+    tensors = [on_cuda(mode, x) for x in function_call(name, dtype=torch.float64)[1]]
+    with use_backend("auto"), mode:
+        record = backend_of(name, tensors)
+    assert record.backend == "reference"
+    assert (
+        "triton: its dtypes are float32, bfloat16 and float16 (got torch.float64)" in record.reason
+    )
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_without_triton(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_triton, "missing", lambda: "Triton is not installed (pip install triton)")
+    mode = FakeTensorMode()
+    tensors = [on_cuda(mode, x) for x in function_call(name)[1]]
+    with use_backend("auto"), mode:
+        record = backend_of(name, tensors)
+    assert record.backend == "reference"
+    assert "triton: Triton is not installed" in record.reason
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_kernels_are_registered_for_cuda(name: str) -> None:
+    def registered(key: str) -> bool:
+        return torch._C._dispatch_has_kernel_for_dispatch_key(f"vmf_kernels::{name}", key)
+
+    assert registered("CUDA")
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_fake_cuda_tensors_give_the_real_shapes(name: str) -> None:
+    mode = FakeTensorMode()
+    operator, args = operator_call(name)
+    with use_backend("auto"):
+        real = operator(*args)
+        with mode:
+            fake = operator(*(on_cuda(mode, x) for x in args))
+    for a, b in zip(tree_leaves(real), tree_leaves(fake), strict=True):
+        assert (b.device.type, b.shape, b.dtype, b.stride()) == (
+            *("cuda", a.shape, a.dtype, a.stride()),
+        )
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_the_interpreter_must_be_asked_for_by_name(name: str) -> None:
+    tensors = function_call(name)[1]
+    with use_backend("auto"):
+        assert not _triton.interpreting()
+        assert backend_of(name, tensors).backend != "triton"
+
+
+def test_what_the_kernels_do_not_cover_runs_through_the_reference() -> None:
+    operator, args = operator_call("dynamic_relu", dtype=torch.float64)
+    launcher: Callable[..., Tensor] = operator._triton
+    with use_backend("reference"):
+        assert torch.equal(launcher(*args), vmf_kernels.dynamic_relu(*args))
+
+
+def test_importing_the_library_imports_no_kernel() -> None:
+    code = "import sys, vmf_kernels; print([m for m in sys.modules if m.endswith('.triton')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "vmf_kernels" not in done.stdout

@@ -1,0 +1,170 @@
+"""GPU kernels: each reads the features once.
+
+The features are a batch of matrices. Channels last: (B, n, C), slopes along the columns. Channels
+first: (1, B*C, n), slopes along the rows. A program owns a tile of rows and columns.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vmf_kernels import tiles
+from vmf_kernels.layout import empty_in_layout, is_channels_last
+from vmf_kernels.tiles import Tile, ceil_div
+from vmf_kernels.triton_kernels import OPTIONS, dense, sum_splits
+
+
+@triton.jit
+def _forward(
+    p_x, p_a1, p_a2, p_y, rows, units, tiles_r, tiles_c,
+    ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Columns are units * ALIGN, so that the compiler sees how far rows are aligned."""
+    pid = tl.program_id(0).to(tl.int64)
+    i_c = pid % tiles_c
+    i_r = pid // tiles_c % tiles_r
+    i_b = pid // tiles_c // tiles_r
+    cols = units.to(tl.int64) * ALIGN
+    r = i_r * BLOCK_R + tl.arange(0, BLOCK_R)
+    c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_r, m_c = r < rows, c < cols
+    if CHANNELS_LAST:
+        b_a1 = tl.load(p_a1 + i_b * cols + c, mask=m_c, other=0.0).to(tl.float32)[None, :]
+        b_a2 = tl.load(p_a2 + i_b * cols + c, mask=m_c, other=0.0).to(tl.float32)[None, :]
+    else:
+        b_a1 = tl.load(p_a1 + r, mask=m_r, other=0.0).to(tl.float32)[:, None]
+        b_a2 = tl.load(p_a2 + r, mask=m_r, other=0.0).to(tl.float32)[:, None]
+    offsets = (i_b * rows + r)[:, None] * cols + c[None, :]  # [BLOCK_R, BLOCK_C]
+    mask = m_r[:, None] & m_c[None, :]
+    b_x = tl.load(p_x + offsets, mask=mask, other=0.0).to(tl.float32)
+    b_y = tl.maximum(b_a1 * b_x, b_a2 * b_x, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(p_y + offsets, b_y.to(p_y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _backward(
+    p_g, p_x, p_a1, p_a2, p_gx, p_s1, p_s2, part, rows, units, tiles_k, splits, steps,
+    ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """A program goes `steps` tiles along the positions of its channels.
+
+    Its sums for the slopes go to row `split` of partial results, `part` elements a row.
+    """
+    pid = tl.program_id(0).to(tl.int64)
+    i_k = pid % tiles_k
+    i_s = pid // tiles_k % splits
+    i_b = pid // tiles_k // splits
+    cols = units.to(tl.int64) * ALIGN
+    if CHANNELS_LAST:
+        k = i_k * BLOCK_C + tl.arange(0, BLOCK_C)
+        m_k = k < cols
+        i_a = i_b * cols + k  # [BLOCK_C]
+        b_a1 = tl.load(p_a1 + i_a, mask=m_k, other=0.0).to(tl.float32)[None, :]
+        b_a2 = tl.load(p_a2 + i_a, mask=m_k, other=0.0).to(tl.float32)[None, :]
+    else:
+        k = i_k * BLOCK_R + tl.arange(0, BLOCK_R)
+        m_k = k < rows
+        i_a = k  # [BLOCK_R]
+        b_a1 = tl.load(p_a1 + i_a, mask=m_k, other=0.0).to(tl.float32)[:, None]
+        b_a2 = tl.load(p_a2 + i_a, mask=m_k, other=0.0).to(tl.float32)[:, None]
+    b_s1 = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    b_s2 = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for step in range(steps):
+        if CHANNELS_LAST:
+            r = (i_s * steps + step) * BLOCK_R + tl.arange(0, BLOCK_R)
+            offsets = (i_b * rows + r)[:, None] * cols + k[None, :]
+            mask = (r < rows)[:, None] & m_k[None, :]
+        else:
+            c = (i_s * steps + step) * BLOCK_C + tl.arange(0, BLOCK_C)
+            offsets = k[:, None] * cols + c[None, :]
+            mask = m_k[:, None] & (c < cols)[None, :]
+        b_x = tl.load(p_x + offsets, mask=mask, other=0.0).to(tl.float32)
+        b_g = tl.load(p_g + offsets, mask=mask, other=0.0).to(tl.float32)
+        b_y1, b_y2 = b_a1 * b_x, b_a2 * b_x
+        b_share = tl.where(b_y1 > b_y2, 1.0, tl.where(b_y1 < b_y2, 0.0, 0.5))
+        b_g1, b_g2 = b_g * b_share, b_g * (1.0 - b_share)
+        b_gx = b_g1 * b_a1 + b_g2 * b_a2
+        tl.store(p_gx + offsets, b_gx.to(p_gx.dtype.element_ty), mask=mask)
+        b_s1 += b_g1 * b_x
+        b_s2 += b_g2 * b_x
+    AXIS: tl.constexpr = 0 if CHANNELS_LAST else 1
+    p_s1 += i_s * part + i_a
+    p_s2 += i_s * part + i_a
+    tl.store(p_s1, tl.sum(b_s1, AXIS).to(p_s1.dtype.element_ty), mask=m_k)
+    tl.store(p_s2, tl.sum(b_s2, AXIS).to(p_s2.dtype.element_ty), mask=m_k)
+
+
+def _matrices(features: Tensor, channels_last: bool) -> tuple[int, int, int]:
+    """Batch, rows, columns."""
+    batch, channels, positions = *features.shape[:2], math.prod(features.shape[2:])
+    return (batch, positions, channels) if channels_last else (1, batch * channels, positions)
+
+
+def _block(tile: Tile, rows: int, cols: int) -> tuple[int, int]:
+    """Rows and columns of a tile of `elements` elements."""
+    block_c = tiles.snug_block(cols, tile["least_columns"], tile["columns"])
+    return min(max(1, tile["elements"] // block_c), tiles.power_of_2(rows)), block_c
+
+
+def tile(kernel: str, features: Tensor) -> Tile:
+    """The tile of a launch."""
+    return tiles.choose("dynamic_relu", kernel, features, is_channels_last(features))
+
+
+def dynamic_relu(features: Tensor, a1: Tensor, a2: Tensor) -> Tensor:
+    """Launches the forward kernel."""
+    last = is_channels_last(features)
+    y = empty_in_layout(features, tuple(features.shape), last)
+    batch, rows, cols = _matrices(features, last)
+    if y.numel() == 0:
+        return y
+    sizes = tile("forward", features)
+    block_r, block_c = _block(sizes, rows, cols)
+    tiles_r, tiles_c = ceil_div(rows, block_r), ceil_div(cols, block_c)
+    align = tiles.alignment(cols)
+    _forward[(batch * tiles_r * tiles_c,)](
+        dense(features, last), a1.contiguous(), a2.contiguous(), y,
+        rows, cols // align, tiles_r, tiles_c,
+        ALIGN=align, CHANNELS_LAST=last, BLOCK_R=block_r, BLOCK_C=block_c,
+        num_warps=sizes["warps"], **OPTIONS,
+    )  # fmt: skip
+    return y
+
+
+def dynamic_relu_backward(
+    grad_output: Tensor, features: Tensor, a1: Tensor, a2: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launches the backward kernel, and the sum of its parts where there are several."""
+    last = is_channels_last(features)
+    grad = empty_in_layout(features, tuple(features.shape), last)
+    if grad.numel() == 0:
+        return grad, a1.new_zeros(a1.shape), a2.new_zeros(a2.shape)
+    grad_a1, grad_a2 = a1.new_empty(a1.shape), a2.new_empty(a2.shape)
+    batch, rows, cols = _matrices(features, last)
+    sizes = tile("backward", features)
+    block_r, block_c = _block(sizes, rows, cols)
+    kept, along = (ceil_div(cols, block_c), ceil_div(rows, block_r))
+    if not last:
+        kept, along = along, kept
+    # Few steps a program where there are few programs.
+    wanted = ceil_div(sizes["programs"], batch * kept)
+    steps = max(1, min(sizes["steps"], along // wanted))
+    splits = ceil_div(along, steps)
+    if splits == 1:
+        part1, part2, parts = grad_a1, grad_a2, None
+    else:
+        parts = features.new_empty((splits, 2, a1.numel()), dtype=torch.float32)
+        part1, part2 = parts[:, 0], parts[:, 1]
+    align = tiles.alignment(cols)
+    _backward[(batch * splits * kept,)](
+        dense(grad_output, last), dense(features, last), a1.contiguous(), a2.contiguous(), grad,
+        part1, part2, 2 * a1.numel(), rows, cols // align, kept, splits, steps,
+        ALIGN=align, CHANNELS_LAST=last, BLOCK_R=block_r, BLOCK_C=block_c,
+        num_warps=sizes["warps"], **OPTIONS,
+    )  # fmt: skip
+    if parts is not None:
+        sum_splits(parts, grad_a1, grad_a2)
+    return grad, grad_a1, grad_a2
