@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bench import isa, machine, options, overhead, report, results, suite
+from bench import isa, machine, options, overhead, report, results, suite, targets
 from bench.comparison import Comparison
 from bench.files import write_atomically
 from bench.ops import BENCHES
@@ -129,9 +129,9 @@ class Session:
         elif self.name == "model":
             parts.append(report.model_report(self.results, self.breakdowns))
         elif self.name == "overhead":
-            parts.append(overhead.report(self.results))
+            parts.append(overhead.report(self.results, targets.overhead(self.facts)))
         else:
-            parts.append(report.ops_report(self.results, roofline))
+            parts.append(report.ops_report(self.results, roofline, targets.targets(self.facts)))
         return "\n\n".join(parts)
 
     @property

@@ -1,7 +1,7 @@
 """The calls of one case: every contender in every layout, checked before it is timed."""
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ class Call:
     Args:
         run: `run(case, *inputs)`.
         case: the case.
-        inputs: contiguous tensors, float32, on the CPU.
+        inputs: contiguous tensors, float32.
         features: which of them has a layout.
         layout: one of `LAYOUTS`.
         dtype: of the call.
@@ -78,7 +78,9 @@ class Call:
 
 def backend_of(bench: OpBench, case: Case, device: str, dtype: torch.dtype) -> str:
     """The backend that runs our op here."""
-    inputs = [t.to(device=device, dtype=dtype) for t in bench.inputs(case)]
+    with torch.device("meta"):
+        shapes = bench.inputs(case)
+    inputs = [torch.empty_like(t, device=device, dtype=dtype) for t in shapes]
     return explain(bench.function, *bench.arguments(case, *inputs))[0].backend
 
 
@@ -94,11 +96,22 @@ def truth(
         return function(*bench.arguments(case, *inputs))
 
     call = Call(run, case, rounded, bench.features, CHANNELS_LAST, wide, device)
-    if mode != TRAINING:
-        return [call.forward()]
-    # The gradient that the contenders get is rounded to their dtype.
-    call.grad = _gradient_like(call.forward()).to(dtype).to(wide)
-    return list(call.training())
+    with exact_float32():
+        if mode != TRAINING:
+            return [call.forward()]
+        # The gradient that the contenders get is rounded to their dtype.
+        call.grad = _gradient_like(call.forward()).to(dtype).to(wide)
+        return list(call.training())
+
+
+def exact_float32() -> AbstractContextManager[Any]:
+    """float32 means float32: PyTorch lets cuDNN's convolutions round it to tf32 unless told."""
+    return torch.backends.cudnn.flags(
+        enabled=torch.backends.cudnn.enabled,
+        benchmark=torch.backends.cudnn.benchmark,
+        deterministic=torch.backends.cudnn.deterministic,
+        allow_tf32=False,
+    )
 
 
 def fault(results: Any, expected: list[Tensor], tolerance: float) -> str | None:
@@ -147,8 +160,8 @@ def describe(error: BaseException) -> str:
 
 def _gradient_like(output: Tensor) -> Tensor:
     """The same random values for every contender, in the output's own layout, dtype and place."""
-    generator = torch.Generator().manual_seed(1)
-    values = torch.randn(output.shape, generator=generator)
+    generator = torch.Generator(output.device).manual_seed(1)
+    values = torch.randn(output.shape, generator=generator, device=output.device)
     return torch.empty_like(output).copy_(values)
 
 

@@ -113,7 +113,7 @@ def facts(device: str) -> dict[str, str]:
     }
     if device == "cuda":
         lines["gpu"] = (
-            f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, "
+            f"{torch.cuda.get_device_name()}, driver {_driver()}, CUDA {torch.version.cuda}, "
             f"cuDNN {torch.backends.cudnn.version()}"
         )
     return lines
@@ -186,6 +186,14 @@ def _cpu_name() -> str:
     if name is None:
         return platform.processor() or platform.machine()
     return f"{name} (family {family} model {model})" if family and model else name
+
+
+def _driver() -> str:
+    query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "unknown"
 
 
 def _capability() -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bench import networks
 from bench.breakdown import breakdown
 from bench.comparison import OURS, Comparison, Key
-from bench.contenders import describe
+from bench.contenders import describe, exact_float32
 from bench.memory import peak_bytes
 from bench.networks import CLASSES, QUICK_BATCH, ModelCase, Way
 from bench.op import CHANNELS_LAST, LAYOUTS
@@ -152,7 +152,7 @@ class Work:
 
     def outcome(self) -> Tensor:
         """What has to be the same for all: the logits, or all gradients in one vector."""
-        with use_backend(self.way.backend):
+        with use_backend(self.way.backend), exact_float32():
             if self.phase == INFERENCE:
                 with torch.no_grad(), self._autocast():
                     return self.run(self.clips).float()

@@ -67,8 +67,8 @@ class OpBench:
         function: the public function.
         cases: all of them.
         quick: picks those of `--quick`.
-        inputs: `inputs(case)` gives the op's tensors in float32, contiguous, on the CPU. Those of
-            five dimensions named in `features` are put into each layout.
+        inputs: `inputs(case)` gives the op's tensors in float32, contiguous, on the device in
+            force. Those of five dimensions named in `features` are put into each layout.
         features: positions in `inputs` of the tensors that have a layout.
         arguments: `arguments(case, *inputs)` gives the arguments of `function`.
         peers: the others.

@@ -9,7 +9,7 @@ import torch
 from bench import isa
 from bench.files import write_atomically
 from bench.suite import Plan
-from bench.timing import FULL, QUICK, CudaClock, Effort, cpu_clock
+from bench.timing import CUDA, FULL, QUICK, CudaClock, cpu_clock
 
 SUITES = ("ops", "model", "overhead")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -118,8 +118,6 @@ def plan(checker: argparse.ArgumentParser, arguments: argparse.Namespace) -> Pla
         checker.error("--device cuda: torch sees no CUDA device")
     if device == "cuda" and arguments.isa:
         checker.error("--isa: instruction sets are those of CPUs (got --device cuda)")
-    if device == "cuda" and arguments.suite == "overhead":
-        checker.error("--suite overhead: measures the CPU's side (got --device cuda)")
     if arguments.isa and (reason := isa.refusal(arguments.isa)):
         checker.error(f"--isa {arguments.isa}: {reason}")
     if arguments.compare and arguments.suite != "ops":
@@ -130,7 +128,10 @@ def plan(checker: argparse.ArgumentParser, arguments: argparse.Namespace) -> Pla
         only = re.compile(arguments.only)
     except re.error as error:
         checker.error(f"--only: not a regular expression: {error} (got {arguments.only!r})")
-    effort: Effort = QUICK if arguments.quick else FULL
+    effort = QUICK if arguments.quick else FULL
+    if device == "cuda":
+        effort = CUDA
+        torch.backends.cudnn.benchmark = True  # the peers take the best that cuDNN has
     return Plan(
         device=device,
         dtypes=tuple(DTYPES[d] for d in arguments.dtype or DEFAULT_DTYPES[device]),

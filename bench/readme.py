@@ -26,7 +26,8 @@ from bench.markdown import markdown_table
 from bench.op import CONTIGUOUS, FORWARD, TRAINING
 from bench.report import breakdown_table
 from bench.results import RAN, Layer, Results, Row, kinds, layers, read, summarise
-from bench.targets import TARGETS, targets_table
+from bench.targets import overhead as overhead_limits
+from bench.targets import targets as targets_of
 
 REGION = re.compile(r"(<!-- bench: (\w+) (\S+(?: \S+)*) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 ABSENT = "Not measured on this machine yet."
@@ -87,15 +88,16 @@ def summary(sources: Sequence[Path], readme: Path) -> str:
     """One line per op, and per kind of layers where there are targets for it."""
     results = _read(sources)
     found = layers(results.rows)
+    targets = targets_of(results.facts).all
     rows = []
     for op, dtype in dict.fromkeys((layer.op, layer.dtype) for layer in found):
         chosen = [layer for layer in found if (layer.op, layer.dtype) == (op, dtype)]
         name = f"`{op}`" if dtype == "float32" else f"`{op}`, {dtype}"
-        held = {target.group for target in TARGETS if target.op == op}
+        held = {target.group for target in targets if target.op == op}
         for kind, some in kinds(chosen):
             if kind == "all cases" or kind in held:
                 rows.append(_summary_row(name if kind == "all cases" else f"… {kind}", some))
-        if any(target.layout == CONTIGUOUS for target in TARGETS if target.op == op):
+        if any(target.layout == CONTIGUOUS for target in targets if target.op == op):
             rows.append(_contiguous_row(chosen))
     header = ["layers", "number"]
     for mode in (FORWARD, TRAINING):
@@ -133,7 +135,8 @@ def _contiguous_row(some: Sequence[Layer]) -> list[str]:
 def targets(sources: Sequence[Path], readme: Path) -> str:
     """What shall be reached, whether it is, and what the roofline leaves."""
     results = _read(sources)
-    return targets_table(layers(results.rows), results.roofline) or ABSENT
+    table = targets_of(results.facts).table(layers(results.rows), results.roofline)
+    return table or ABSENT
 
 
 def pictures(sources: Sequence[Path], readme: Path) -> str:
@@ -149,7 +152,7 @@ def pictures(sources: Sequence[Path], readme: Path) -> str:
 def overhead_table(sources: Sequence[Path], readme: Path) -> str:
     """Microseconds per call."""
     results = _read(sources)
-    table = overhead.table(layers(results.rows))
+    table = overhead.table(layers(results.rows), overhead_limits(results.facts))
     return f"{_caption(results, sources, readme)}\n\n{table}"
 
 
@@ -214,15 +217,25 @@ def _read(sources: Sequence[Path]) -> Results:
 def _caption(results: Results, sources: Sequence[Path], readme: Path) -> str:
     """What was measured where, and the way to every row."""
     facts = results.facts
+    if "gpu" in facts:
+        versions = _torch(facts.get("versions", ""))
+        return f"{facts['gpu']}, {versions}, {_revision(facts)}{_every(sources, readme)}."
     cpu, _, capability = facts.get("cpu", "unknown").partition(", ")
     threads = facts.get("threads", "?")
-    rows = [path for source in sources if (path := source.with_suffix(".md")).exists()]
-    every = "".join(f"; [every row]({_link(path, readme)})" for path in rows)
     return (
         f"{cpu}, {threads} thread{'s' if threads != '1' else ''}, "
         f"{capability.rpartition(' uses ')[2] or '?'}, {_torch(facts.get('versions', ''))}, "
-        f"revision {facts.get('revision', 'unknown')}{every}."
+        f"{_revision(facts)}{_every(sources, readme)}."
     )
+
+
+def _revision(facts: dict[str, str]) -> str:
+    return f"revision {facts.get('revision', 'unknown')}"
+
+
+def _every(sources: Sequence[Path], readme: Path) -> str:
+    rows = [path for source in sources if (path := source.with_suffix(".md")).exists()]
+    return "".join(f"; [every row]({_link(path, readme)})" for path in rows)
 
 
 def _torch(versions: str) -> str:

@@ -7,16 +7,16 @@ from bench.machine import Roofline
 from bench.markdown import markdown_table, three_digits
 from bench.op import LAYOUTS
 from bench.results import Layer, Row, kinds, layers, rows_of, summarise
-from bench.targets import targets_table
+from bench.targets import Targets
 
 BREAKDOWN_NOTE = (
     "Self time of PyTorch's operators in each part of the network, ours and eager each in its "
     "fastest layout, under the profiler (whose own cost stands in `rest` and in small operators)."
 )
 TARGETS_NOTE = (
-    "Geometric means over the layers above, set for two cores with AVX2 (`--isa avx2`) and all "
-    "cases; each layer in our best layout over the best peer in its best layout. `most`: what it "
-    "would be if every layer took the least time that the roofline leaves."
+    "Geometric means over the layers above, set for {machine} and all cases; each layer in our "
+    "best layout over the best peer in its best layout. `most`: what it would be if every layer "
+    "took the least time that the roofline leaves."
 )
 
 
@@ -45,13 +45,13 @@ def op_report(op: str, results: list[Comparison], roofline: Roofline) -> str:
     return "\n\n".join(parts)
 
 
-def ops_report(results: list[Comparison], roofline: Roofline) -> str:
+def ops_report(results: list[Comparison], roofline: Roofline, targets: Targets) -> str:
     """The tables of every op, and last what they say about the targets."""
     ops = _distinct(r.op for r in results)
     parts = [op_report(op, [r for r in results if r.op == op], roofline) for op in ops]
     every = layers(row for r in results for row in rows_of(r, roofline))
-    if table := targets_table(every, roofline):
-        parts += ["## Targets", TARGETS_NOTE, table]
+    if table := targets.table(every, roofline):
+        parts += ["## Targets", TARGETS_NOTE.format(machine=targets.machine), table]
     return "\n\n".join(parts)
 
 

@@ -103,7 +103,8 @@ def compare(task: Task, plan: Plan) -> Comparison:
     """Checks every contender's numbers, then times those that are right, in turns."""
     bench, case, mode, dtype = task.bench, task.case, task.mode, task.dtype
     torch.manual_seed(0)
-    inputs = bench.inputs(case)
+    with torch.device(plan.device):
+        inputs = bench.inputs(case)
     result = Comparison(
         op=bench.name,
         case=case,

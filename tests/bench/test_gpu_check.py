@@ -1,5 +1,6 @@
 """`make gpu-check`, as far as a machine without a GPU can tell."""
 
+import re
 import sys
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from bench import gpu_check
 from bench.gpu_check import Step
+from bench.ops import BENCHES
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 
@@ -22,9 +24,11 @@ def test_without_a_gpu_one_line_says_what_is_missing(capsys):
 def test_dry_run_prints_every_command(capsys):
     assert gpu_check.main(["--dry-run"]) == 0
     text = capsys.readouterr().out
-    assert "-m pytest -m gpu" in text
+    assert "-m pytest -q -m gpu" in text
+    assert "tests/triton\n" in text
+    assert "compute-sanitizer --tool racecheck" in text
     assert "compute-sanitizer --tool memcheck" in text.replace(str(gpu_check.SANITIZER.parent), "")
-    assert "-m bench --device cuda --suite ops --out bench/results/" in text
+    assert "-m bench --device cuda --skip-tests --out bench/results/" in text
     assert "-m bench --device cuda --suite model --out bench/results/" in text
 
 
@@ -35,29 +39,39 @@ def test_the_printed_benchmark_commands_are_accepted(monkeypatch):
     monkeypatch.setattr(options, "CudaClock", lambda: None)
     monkeypatch.setattr(cli.Session, "run", lambda self: 0)
     monkeypatch.setattr(options, "check_folder", lambda parser, folder: None)
-    commands = [step.command for step in gpu_check.steps("results") if "bench" in step.command]
-    assert len(commands) == 3
+    commands = [c for step in gpu_check.steps("results") for c in step.commands if "bench" in c]
+    assert len(commands) > 6
     for command in commands:
         assert cli.main(command[command.index("bench") + 1 :]) == 0
 
 
-def code(status: int) -> tuple[str, ...]:
-    return sys.executable, "-c", f"raise SystemExit({status})"
+def test_the_parts_are_all_layers():
+    for name, bench in BENCHES.items():
+        for case in bench.cases():
+            matching = [p for p in gpu_check._parts() if re.search(p, f"{name} {case} forward")]
+            assert len(matching) == 1, (name, case)
+
+
+def code(status: int) -> tuple[tuple[str, ...], ...]:
+    return ((sys.executable, "-c", f"raise SystemExit({status})"),)
 
 
 def test_all_steps_run_and_any_failure_counts(capfd):
     steps = [
         Step("first", code(0)),
         Step("second", code(3)),
-        Step("absent", ("no-such-program",), missing="there is none"),
-        Step("last", (*code(gpu_check.NO_TESTS), "pytest")),
+        Step("absent", (("no-such-program",),), missing="there is none"),
+        Step("two at once", code(0) + code(4)),
+        Step("last", ((*code(gpu_check.NO_TESTS)[0], "pytest"),)),
     ]
     assert gpu_check._run(steps) == 1
-    summary = capfd.readouterr().out.split("== gpu-check\n")[1].splitlines()
+    told = capfd.readouterr().out.split("== gpu-check\n")[1].splitlines()
+    summary = [re.sub(r" \(\d+ s\)$", "", line) for line in told]
     assert summary == [
         "first: ok",
         "second: FAILED with status 3",
         "absent: left out: there is none",
+        "two at once: FAILED with status 4",
         "last: FAILED: no test carries the marker gpu, so nothing was tested",
     ]
     assert gpu_check._run([steps[0], steps[2]]) == 0

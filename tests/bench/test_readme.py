@@ -9,6 +9,7 @@ from bench import draw, machine, overhead, readme
 from bench.breakdown import DEPTHWISE
 from bench.op import FORWARD, RECORDED
 from bench.results import COLUMNS, csv_text, layers, table_text
+from bench.targets import OVERHEAD
 from bench.timing import Times
 from tests.bench.test_results import LAST, ROOFLINE, TRAINING, comparison
 
@@ -119,7 +120,8 @@ def test_overhead_is_told_in_microseconds(tmp_path: Path):
                     dict.fromkeys(COLUMNS, "")
                     | {"shape": "1x1", "status": "no", "batch_in_list": "1", "count": "1"}
                 ]
-            )
+            ),
+            OVERHEAD,
         ).count("none")
         == 1
     )

@@ -10,7 +10,7 @@ from bench.comparison import Comparison
 from bench.machine import Roofline
 from bench.op import FORWARD, TRAINING, Traffic
 from bench.results import csv_text, kinds, layers, read, rows_of, summarise
-from bench.targets import Target, targets_table
+from bench.targets import CPU, GPU, Target
 from bench.timing import Times
 
 ROOFLINE = Roofline(32 << 20, cache_bandwidth=180e9, memory_bandwidth=50e9, flops=190e9)
@@ -100,7 +100,7 @@ def test_targets_are_held_against_their_own_layers(tmp_path: Path):
         comparison(9.0, dtype="bfloat16"),
     ]
     found = layers(back(some, tmp_path).rows)
-    table = targets_table(found, ROOFLINE)
+    table = CPU.table(found, ROOFLINE)
     assert table is not None
     cells = {
         (c := [x.strip() for x in line.strip("|").split("|")])[0]: c[1:]
@@ -120,8 +120,8 @@ def test_targets_are_held_against_their_own_layers(tmp_path: Path):
         *("10.0", "-", "-", "-"),
     ]
     assert not any("attention" in name for name in cells)
-    assert targets_table([], ROOFLINE) is None
-    without = targets_table(found, None)
+    assert CPU.table([], ROOFLINE) is None
+    without = CPU.table(found, None)
     assert without is not None
     assert [cell.strip() for cell in without.splitlines()[2].split("|")[5:6]] == ["-"]
 
@@ -129,8 +129,21 @@ def test_targets_are_held_against_their_own_layers(tmp_path: Path):
 def test_every_target_names_layers_that_exist():
     from bench.ops import BENCHES
 
-    for target in targets.TARGETS:
+    for target in (*CPU.all, *GPU.all):
         bench = BENCHES[target.op]
-        chosen = [c for c in bench.cases() if target.group in (None, *bench.groups(c))]
+        kinds = [bench.groups(c) for c in bench.cases()]
+        chosen = [k for k in kinds if target.group in (None, *k) and target.without not in k]
         assert len(chosen) > 3, target
-    assert isinstance(targets.TARGETS[0], Target)
+    assert isinstance(CPU.all[0], Target)
+
+
+def test_a_gpu_has_targets_of_its_own(tmp_path: Path):
+    some = [comparison(4.0), comparison(1.0, kernel=5)]
+    found = layers(back(some, tmp_path).rows)
+    assert targets.targets({"gpu": "some"}) is GPU and targets.targets({}) is CPU
+    table = GPU.table(found, ROOFLINE)
+    assert table is not None
+    small, large = table.splitlines()[2:]
+    assert "sides up to 3, float32" in small and "4.00" in small and "met" in small
+    assert "side of 5 or more, float32" in large and "**not met**" in large
+    assert not targets.overhead({"gpu": "some"}) and targets.overhead({}) == targets.OVERHEAD

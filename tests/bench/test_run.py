@@ -212,5 +212,5 @@ def test_cuda_without_a_device_is_refused(capsys):
 
 @pytest.mark.gpu
 def test_cuda_clock_and_roofline(capsys):
-    assert cli.main(["--device", "cuda", "--quick"]) == 0
+    assert cli.main(["--device", "cuda", "--quick", "--sample", "1"]) == 0
     assert "### depthwise_conv3d: forward+backward, bfloat16" in capsys.readouterr().out
