@@ -4,6 +4,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <array>
@@ -105,6 +108,24 @@ class DirectCall {
   static inline thread_local bool active = false;
 };
 
+// Asks the system to back fresh memory with pages of 2 MiB. It maps the tensor's pages when they
+// are first written, one by one, which takes longer than the arithmetic: 10,000 times 0.8 us for 40
+// MB, at every call, since blocks that large go back to the system when they are freed.
+inline void prefer_huge_pages(const Tensor& tensor) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = uintptr_t{2} << 20, kWorthIt = 2 * kPage;
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
+  const uintptr_t bytes = static_cast<uintptr_t>(tensor.numel()) * tensor.element_size();
+  if (bytes < kWorthIt || !tensor.is_cpu()) return;
+  const uintptr_t first = (begin + kPage - 1) / kPage * kPage,
+                  last = (begin + bytes) / kPage * kPage;
+  // Advice: where it is not taken, nothing is lost.
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)tensor;
+#endif
+}
+
 // Uninitialised, of the given size and strides, on the device of `like`.
 inline Tensor empty_strided(const Tensor& like, torch::headeronly::ScalarType dtype,
                             const Ints& size, const Ints& strides) {
@@ -114,7 +135,9 @@ inline Tensor empty_strided(const Tensor& like, torch::headeronly::ScalarType dt
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
         static_cast<int64_t>(size.size()), size.data(), strides.data(),
         torch::stable::detail::to<int32_t>(from(dtype)), aoti_torch_device_type_cpu(), 0, &handle));
-    return Tensor(handle);
+    Tensor result(handle);
+    prefer_huge_pages(result);
+    return result;
   }
   std::array<StableIValue, 6> stack{from(torch::headeronly::IntHeaderOnlyArrayRef(size)),
                                     from(torch::headeronly::IntHeaderOnlyArrayRef(strides)),
@@ -124,7 +147,9 @@ inline Tensor empty_strided(const Tensor& like, torch::headeronly::ScalarType dt
                                     from(std::nullopt)};
   STABLE_TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::empty_strided", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  auto result = torch::stable::detail::to<Tensor>(stack[0]);
+  prefer_huge_pages(result);
+  return result;
 }
 
 // Uninitialised, dense, with dtype and device of `like`.
