@@ -41,12 +41,13 @@ def refusal(name: str) -> str | None:
     return None if name in runs else f"this CPU runs {', '.join(runs)} (got {name})"
 
 
-def restart_limited(name: str, argv: Sequence[str]) -> None:
-    """Replaces this process by `python -m bench ARGV` with the limits set; else does nothing.
+def restart_limited(name: str, argv: Sequence[str], module: str = "bench") -> None:
+    """Replaces this process by `python -m MODULE ARGV` with the limits set; else does nothing.
 
     Args:
         name: of the instruction set.
-        argv: the arguments of `python -m bench`.
+        argv: its arguments.
+        module: what runs.
     """
     if limit() == name:
         return
@@ -54,7 +55,7 @@ def restart_limited(name: str, argv: Sequence[str]) -> None:
     sys.stderr.flush()
     os.execve(
         sys.executable,
-        [sys.executable, "-m", "bench", *argv],
+        [sys.executable, "-m", module, *argv],
         {**os.environ, **environment(name)},
     )
 

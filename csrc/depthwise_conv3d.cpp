@@ -24,43 +24,62 @@ const Kernels& kernels() {
   return table[current_isa_index()];
 }
 
+// The same convolution with several rows as one, where a kernel only goes along T: a row is the run
+// of columns that the kernels set up for, and those of small maps are short.
+DepthwiseConv3dShape longer_rows(DepthwiseConv3dShape s) {
+  constexpr int64_t kMostColumns = 196;
+  for (int i = 1; i < 3; ++i) {
+    if (s.kernel[i] != 1 || s.stride[i] != 1 || s.padding[i] != 0) return s;
+    if (s.output[i] != s.input[i]) return s;
+  }
+  for (int64_t rows = s.input[1]; rows > 1; --rows) {
+    if (s.input[1] % rows != 0 || rows * s.input[2] > kMostColumns) continue;
+    for (auto* size : {s.input, s.output}) {
+      size[1] /= rows;
+      size[2] *= rows;
+    }
+    break;
+  }
+  return s;
+}
+
 }  // namespace
 
 int64_t depthwise_conv3d_items(const DepthwiseConv3dShape& shape) {
-  return kernels().gather->items(shape, false);
+  return kernels().gather->items(longer_rows(shape), false);
 }
 
 void depthwise_conv3d(const DepthwiseConv3dShape& shape, const void* input, const void* weight,
                       const DepthwiseConv3dEpilogue& epilogue, void* output, int64_t begin,
                       int64_t end) {
-  kernels().gather->run(shape, false, input, weight, epilogue, output, begin, end);
+  kernels().gather->run(longer_rows(shape), false, input, weight, epilogue, output, begin, end);
 }
 
 int64_t depthwise_conv3d_grad_input_items(const DepthwiseConv3dShape& shape) {
-  return kernels().gather->items(shape, true);
+  return kernels().gather->items(longer_rows(shape), true);
 }
 
 void depthwise_conv3d_grad_input(const DepthwiseConv3dShape& shape, const void* grad_output,
                                  const void* weight, void* grad_input, int64_t begin, int64_t end) {
-  kernels().gather->run(shape, true, grad_output, weight, {}, grad_input, begin, end);
+  kernels().gather->run(longer_rows(shape), true, grad_output, weight, {}, grad_input, begin, end);
 }
 
 int64_t depthwise_conv3d_grad_weight_items(const DepthwiseConv3dShape& shape) {
-  return kernels().grad_weight->items(shape);
+  return kernels().grad_weight->items(longer_rows(shape));
 }
 
 int64_t depthwise_conv3d_grad_weight_scratch(const DepthwiseConv3dShape& shape) {
-  return kernels().grad_weight->scratch(shape);
+  return kernels().grad_weight->scratch(longer_rows(shape));
 }
 
 void depthwise_conv3d_grad_weight(const DepthwiseConv3dShape& shape, const void* grad_output,
                                   const void* input, void* scratch, int64_t begin, int64_t end) {
-  kernels().grad_weight->run(shape, grad_output, input, scratch, begin, end);
+  kernels().grad_weight->run(longer_rows(shape), grad_output, input, scratch, begin, end);
 }
 
 void depthwise_conv3d_grad_weight_finish(const DepthwiseConv3dShape& shape, const void* scratch,
                                          void* grad_weight, void* grad_bias) {
-  kernels().grad_weight->finish(shape, scratch, grad_weight, grad_bias);
+  kernels().grad_weight->finish(longer_rows(shape), scratch, grad_weight, grad_bias);
 }
 
 }  // namespace vmf

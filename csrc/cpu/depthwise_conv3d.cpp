@@ -21,7 +21,7 @@ namespace {
 // 4 KiB in each way, and are too many for those.
 bool columns_collide(const Shape& s) {
   const int64_t column_bytes = s.channels * (s.dtype == DType::f64 ? 8 : 4);
-  return column_bytes % 1024 == 0 && s.input[2] > 8;
+  return column_bytes % 1024 == 0 && s.input[2] > 8 && s.kernel[1] * s.kernel[2] > 1;
 }
 
 struct GatherPlan {
@@ -33,15 +33,16 @@ struct GatherPlan {
         channels(transposed ? s.channels : s.channels * s.multiplier),
         repeat(transposed ? s.multiplier : 1),
         share(transposed ? 1 : s.multiplier),
+        along_t(s.kernel[1] * s.kernel[2] == 1),
         in_place(s.channels_last && s.multiplier == 1 &&
                  (s.dtype == DType::f32 || s.dtype == DType::f64) &&
                  channels >= VMF_VECTOR_BYTES / (s.dtype == DType::f64 ? 8 : 4) &&
                  columns.readable_in_place(w) && !columns_collide(s)),
-        fetch_ahead(prefetch_pays(activation_bytes(s))) {
+        fetch_ahead(prefetch_pays(activation_bytes(s)) && !(in_place && along_t)) {
     const int64_t column_bytes = kBlock * (s.dtype == DType::f64 ? 8 : 4);
-    const int64_t work = s.batch * s.channels * s.multiplier * volume(s.output) * volume(s.kernel);
     split = Split(w.to > 0 ? s.batch : 0, channels, s.channels_last, t, h,
-                  repeat * t.span(1) * columns.width * column_bytes, work, in_place);
+                  repeat * t.span(1) * columns.width * column_bytes, work(s), in_place,
+                  in_place && along_t);
   }
 
   Axis t, h, w;
@@ -49,6 +50,7 @@ struct GatherPlan {
   int64_t channels;  // written
   int64_t repeat;    // channels read for one written: input gradient with a multiplier
   int64_t share;     // channels written that read the same one: forward with a multiplier
+  bool along_t;      // the kernel is one tap high and wide
   bool in_place;     // rows are read where they lie
   bool fetch_ahead;  // the next frame is asked for while one is computed
   Split split;
@@ -236,7 +238,11 @@ class Gatherer {
       job.row_step = row_step;
       job.next_from = &next_from_;
       job.next_to = &next_to_;
-      kernels_[p].run(job);
+      if (plan_.in_place && plan_.along_t) {
+        convolve_along_t(job);
+      } else {
+        kernels_[p].run(job);
+      }
     }
   }
 

@@ -30,7 +30,7 @@ struct SumsPlan {
         split(w.to > 0 ? s.batch : 0, channels, s.channels_last, t, h,
               (t.span(1) * columns.width + tile.tiles * tile.columns) * kBlock *
                   (s.dtype == DType::f64 ? 8 : 4),
-              s.batch * channels * volume(s.output) * volume(s.kernel), false, true) {}
+              work(s), false, true) {}
 
   Axis t, h, w;
   Columns plain;  // as the row is

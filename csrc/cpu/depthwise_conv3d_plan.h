@@ -30,6 +30,11 @@ inline int64_t activation_bytes(const Shape& s) {
   return s.batch * s.channels * (volume(s.input) + s.multiplier * volume(s.output)) * element;
 }
 
+// What a pass takes, in multiply-adds: to read and write an element costs as much as a dozen.
+inline int64_t work(const Shape& s) {
+  return s.batch * s.channels * s.multiplier * volume(s.output) * (volume(s.kernel) + 12);
+}
+
 // A bare array, not initialised: std::vector has functions that the linker could share between the
 // copies of this file.
 template <typename T>
@@ -212,8 +217,8 @@ class Split {
  public:
   Split() = default;
 
-  // `row_bytes` is what a row takes in cache for a block, over all frames held; `work` the
-  // multiply-adds in all. With `whole_vectors` no group has fewer lanes than a block, nor lanes of
+  // `row_bytes` is what a row takes in cache for a block, over all frames held; `work` what
+  // it all takes. With `whole_vectors` no group has fewer lanes than a block, nor lanes of
   // two samples. With `shared_bunches` an item may go over several bunches.
   Split(int64_t batch, int64_t channels, bool channels_last, const Axis& t, const Axis& h,
         int64_t row_bytes, int64_t work, bool whole_vectors, bool shared_bunches = false)
@@ -240,9 +245,9 @@ class Split {
     // Frames that share nothing that is read: the rows of each in the order of memory.
     if (whole_vectors && t.kernel == 1) t_size_ = 1;
 
-    // Enough items to balance many threads, but none below some fifty microseconds.
-    constexpr int64_t kItems = 32, kWork = 1 << 21;
-    const int64_t wanted = smaller(kItems, work / kWork);
+    // Enough items to balance many threads, none below some fifty microseconds, or two of ten.
+    constexpr int64_t kItems = 32, kWork = 1 << 21, kFew = 2, kFewWork = 1 << 19;
+    const int64_t wanted = larger(smaller(kItems, work / kWork), smaller(kFew, work / kFewWork));
     while (bunches_ * items_per_bunch() < wanted && split_further(t, h)) continue;
 
     // One item may go over several bunches where that leaves enough.

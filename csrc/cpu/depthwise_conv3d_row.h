@@ -144,6 +144,46 @@ void convolve_rows(const Rows<Real>& rows) {
   }
 }
 
+// C results of one row, of all vectors: one tap in each of the rows read.
+template <typename Real, int C>
+__attribute__((always_inline)) inline void convolve_columns(const Rows<Real>& rows, int64_t row,
+                                                            int64_t at) {
+  const int64_t count = rows.row[row].count;
+  const RowTap* taps = rows.taps + rows.row[row].begin;
+  const int64_t to = rows.first + row * rows.row_step + at * rows.step;
+  for (int64_t i = 0; i < rows.vectors; ++i) {
+    const RowVector<Real>& vector = rows.vector[i];
+    Vec<Real> sum[C] = {};
+    for (int64_t k = 0; k < count; ++k) {
+      const Vec<Real> weight = load(vector.weight + taps[k].weight);
+      const Real* from =
+          vector.from + taps[k].row + (taps[k].column + at * rows.advance) * rows.column;
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c, from += rows.advance * rows.column) {
+        sum[c] = fma(load(from), weight, sum[c]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {
+      store(vector.to + to + c * rows.step, load(vector.bias) + sum[c]);
+    }
+  }
+}
+
+// Rows of a kernel that goes along T alone, read in place: columns share nothing, so memory is
+// walked in its own order, a few columns at a time for the sake of the weights.
+template <typename Real>
+void convolve_along_t(const Rows<Real>& rows) {
+  constexpr int kTogether = 4;
+  for (int64_t row = 0; row < rows.rows; ++row) {
+    int64_t at = 0;
+    for (; at + kTogether <= rows.columns; at += kTogether) {
+      convolve_columns<Real, kTogether>(rows, row, at);
+    }
+    for (; at < rows.columns; ++at) convolve_columns<Real, 1>(rows, row, at);
+  }
+}
+
 // As many results as leave registers for the weights of a run and a column.
 constexpr int64_t max_tile(int taps, int vectors) {
   return smaller(16, (kRegisters - 1) / vectors - taps);

@@ -1,0 +1,122 @@
+"""`python -m bench.crossover`: where PyTorch's forward of `depthwise_conv3d` is ahead of the kernels.
+
+A grid of channels-last float32 layers, ours against eager, in one thread and in all. The rules of
+csrc/bindings/depthwise_conv3d_crossover.h come from its rows; tests hold them against these.
+"""
+
+import argparse
+import csv
+import io
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from bench import isa, machine
+from bench.cases import DepthwiseCase, Triple
+from bench.contenders import Call
+from bench.files import write_atomically
+from bench.op import CHANNELS_LAST
+from bench.ops.depthwise_conv3d import BENCH, EAGER
+from bench.timing import Effort, cpu_clock, interleave
+from vmf_kernels import _extension, use_backend
+
+NAME = "depthwise_conv3d-crossover"
+COLUMNS = ("isa", "threads", "batch", "channels", "multiplier", "input", "kernel", "stride")
+COLUMNS += ("padding", "ours_ms", "pytorch_ms", "ratio")
+KERNELS: tuple[tuple[Triple, Triple], ...] = (
+    ((3, 3, 3), (1, 1, 1)),
+    ((3, 3, 3), (1, 2, 2)),
+    ((1, 3, 3), (1, 1, 1)),
+    ((3, 1, 1), (1, 1, 1)),
+    ((5, 1, 1), (1, 1, 1)),
+)
+CHANNELS = (12, 24, 48, 96, 192, 384, 768)
+SIDES = (4, 7, 14, 28, 56)
+FRAMES, BATCHES = 8, (1, 4)
+MOST_ELEMENTS = 5_000_000  # of the input
+EFFORT = Effort(seconds=0.04, rounds=7, most_rounds=25, slow_factor=1e9, sample_seconds=1e-3)
+
+
+def cases() -> Iterator[DepthwiseCase]:
+    """The grid."""
+    for (kernel, stride), channels, side, batch in itertools.product(
+        KERNELS, CHANNELS, SIDES, BATCHES
+    ):
+        size = (FRAMES, side, side)
+        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+        if batch * channels * FRAMES * side**2 <= MOST_ELEMENTS:
+            yield DepthwiseCase("grid", batch, 1, channels, 1, size, kernel, stride, padding)
+
+
+def measure(case: DepthwiseCase) -> tuple[float, float, float]:
+    """Milliseconds of ours and of eager, and how many times faster ours is."""
+    inputs = BENCH.inputs(case)
+
+    def forced(case: DepthwiseCase, *tensors: torch.Tensor) -> torch.Tensor:
+        with use_backend("cpu"):
+            return BENCH.ours(case, *tensors)
+
+    calls = {
+        name: Call(run, case, inputs, BENCH.features, CHANNELS_LAST, torch.float32, "cpu").forward
+        for name, run in (("ours", forced), ("eager", EAGER.run))
+    }
+    with torch.no_grad():
+        for call in calls.values():
+            call()
+        times = interleave(calls, cpu_clock, EFFORT)
+    ratio = times.ratio("ours", "eager")[0]
+    return 1e3 * times.median("ours"), 1e3 * times.median("eager"), ratio
+
+
+def rows(kernels: str) -> Iterator[dict[str, str]]:
+    """One for each case and number of threads."""
+    every = torch.get_num_threads()
+    for threads in dict.fromkeys((1, every)):
+        torch.set_num_threads(threads)
+        for case in cases():
+            ours, eager, ratio = measure(case)
+            values = (kernels, threads, case.batch, case.in_channels, case.multiplier)
+            shapes = (case.size, case.kernel, case.stride, case.padding)
+            texts = [*map(str, values), *("x".join(map(str, s)) for s in shapes)]
+            texts += [f"{ours:.4f}", f"{eager:.4f}", f"{ratio:.2f}"]
+            yield dict(zip(COLUMNS, texts, strict=True))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures the grid with one instruction set and writes its rows, beside those of others."""
+    parser = argparse.ArgumentParser(prog="python -m bench.crossover", description=__doc__)
+    parser.add_argument("--isa", choices=isa.LIMITS, help="limit ours and PyTorch to it")
+    parser.add_argument("--out", type=Path, help="folder (bench/results/MACHINE)")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args(argv)
+    if arguments.isa:
+        isa.restart_limited(arguments.isa, argv, "bench.crossover")
+    if _extension._C is None:
+        parser.error(_extension.REASON)
+    kernels = _extension._C.current_isa()
+    folder = arguments.out or machine.ROOT / "bench" / "results" / machine.folder_name("cpu")
+    path = folder / f"{NAME}.csv"
+    kept = []
+    if path.exists():
+        with path.open() as file:
+            kept = [row for row in csv.DictReader(file) if row["isa"] != kernels]
+    found = []
+    for row in rows(kernels):
+        found.append(row)
+        if float(row["ratio"]) < 1:
+            print(*row.values(), file=sys.stderr)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(kept + found)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.getvalue())
+    print(f"wrote {path}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
