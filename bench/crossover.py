@@ -1,4 +1,4 @@
-"""`python -m bench.crossover`: where PyTorch's forward of `depthwise_conv3d` is ahead of the kernels.
+"""`python -m bench.crossover`: where PyTorch's forward of `depthwise_conv3d` is ahead.
 
 A grid of channels-last float32 layers, ours against eager, in one thread and in all. The rules of
 csrc/bindings/depthwise_conv3d_crossover.h come from its rows; tests hold them against these.
@@ -9,7 +9,7 @@ import csv
 import io
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -24,8 +24,10 @@ from bench.timing import Effort, cpu_clock, interleave
 from vmf_kernels import _extension, use_backend
 
 NAME = "depthwise_conv3d-crossover"
-COLUMNS = ("isa", "threads", "batch", "channels", "multiplier", "input", "kernel", "stride")
-COLUMNS += ("padding", "ours_ms", "pytorch_ms", "ratio")
+COLUMNS = (
+    *("isa", "threads", "batch", "channels", "multiplier", "input", "kernel", "stride"),
+    *("padding", "ours_ms", "pytorch_ms", "ratio"),
+)
 KERNELS: tuple[tuple[Triple, Triple], ...] = (
     ((3, 3, 3), (1, 1, 1)),
     ((3, 3, 3), (1, 2, 2)),
@@ -59,7 +61,7 @@ def measure(case: DepthwiseCase) -> tuple[float, float, float]:
         with use_backend("cpu"):
             return BENCH.ours(case, *tensors)
 
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         name: Call(run, case, inputs, BENCH.features, CHANNELS_LAST, torch.float32, "cpu").forward
         for name, run in (("ours", forced), ("eager", EAGER.run))
     }

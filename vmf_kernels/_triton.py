@@ -3,7 +3,6 @@
 import importlib.util
 import os
 from collections.abc import Callable
-from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -17,12 +16,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
-@lru_cache
+_FOUND = importlib.util.find_spec("triton") is not None
+
+
 def missing() -> str | None:
     """Why there is no Triton here, or None."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed (pip install triton)"
-    return None
+    return None if _FOUND else "Triton is not installed (pip install triton)"
 
 
 def interpreting() -> bool:
@@ -64,6 +63,21 @@ def wrong_dtype(tensor: torch.Tensor) -> str | None:
     if tensor.dtype in DTYPES:
         return None
     return f"its dtypes are float32, bfloat16 and float16 (got {tensor.dtype})"
+
+
+MOST_TOKENS, MOST_DEPTH = 64, 256
+
+
+def attention_refuses(features: Any, tokens: Any, num_heads: int) -> str | None:
+    """What the kernels of the attentions do not cover, in words."""
+    if tokens.shape[1] > MOST_TOKENS:
+        return f"it is for at most {MOST_TOKENS} tokens (got {tokens.shape[1]})"
+    depth = features.shape[1] // num_heads
+    if depth > MOST_DEPTH:
+        return f"it is for at most {MOST_DEPTH} channels a head (got {depth})"
+    if 0 in features.shape or 0 in tokens.shape:
+        return "it is for tensors with elements"
+    return None
 
 
 class Launcher:

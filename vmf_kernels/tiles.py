@@ -7,11 +7,11 @@ it is that. The first row whose conditions all hold is used. Nothing is tuned at
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +54,35 @@ def forced(tiles: Forced) -> Iterator[None]:
         _forced.reset(token)
 
 
-def choose(op: str, kernel: str, tensor: torch.Tensor, channels_last: bool, **facts: int) -> Tile:
+def planned(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps what `make` makes of its arguments; inside `forced` it is made anew."""
+    kept = lru_cache(maxsize=4096)(make)
+
+    @wraps(make)
+    def plan(*key: Any) -> Any:
+        return kept(*key) if _forced.get() is None else make(*key)
+
+    return plan
+
+
+def choose(
+    op: str,
+    kernel: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    channels_last: bool,
+    **facts: int,
+) -> Tile:
     """The tile of one launch.
 
     Args:
         op: whose tiles.json.
         kernel: which of its kernels.
-        tensor: the features: dtype and device.
-        channels_last: their memory format.
+        dtype, device, channels_last: of the features.
         facts: sizes that the rows' conditions speak of.
     """
-    arch = architecture(tensor.device)
-    bits = tensor.element_size() * 8
+    arch = architecture(device)
+    bits = dtype.itemsize * 8
     tile = _choose(op, kernel, bits, channels_last, arch, tuple(facts.items()))
     override = _forced.get()
     if override is not None and f"{op}.{kernel}" in override:

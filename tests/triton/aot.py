@@ -124,7 +124,8 @@ def compile_all(architectures: list[str], only: str) -> dict[str, dict[str, Any]
                 continue
             if call.architectures and architecture not in call.architectures:
                 continue
-            with Taken() as launches, torch.device("meta"):
+            # Inside `forced` no plan is kept, which would be one of another architecture.
+            with Taken() as launches, torch.device("meta"), tiles.forced({}):
                 call.run()
             for kernel, values, options in launches:
                 if kernel.__name__ == "_sum_splits" and not call.second_stage:

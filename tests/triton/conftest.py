@@ -1,6 +1,7 @@
 """Triton kernels on CPU tensors in Triton's interpreter; on a machine with a GPU, on that."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,10 +26,12 @@ def triton_backend(
 ) -> Iterator[Implementation]:
     """Forces the Triton backend.
 
-    Triton's interpreter cuts float32 off where it makes bfloat16 of it; the compiler rounds.
+    Triton's interpreter cuts float32 off where it makes bfloat16 of it, and multiplies the bits of
+    matrices in bfloat16; the compiler rounds, and multiplies what they stand for.
     """
     pytest.importorskip("triton", reason="Triton is not installed")
     if DEVICE == "cpu":
+        import triton.language as tl
         from triton.runtime import interpreter
 
         convert = interpreter._convert_float
@@ -38,7 +41,19 @@ def triton_backend(
                 return _to_bfloat16(x)
             return convert(x, source, target, mode)
 
+        multiply = interpreter.InterpreterBuilder.create_dot
+
+        def widening(builder: Any, a: Any, b: Any, *rest: Any) -> Any:
+            return multiply(builder, _widened(a), _widened(b), *rest)
+
+        def _widened(handle: Any) -> Any:
+            if str(handle.dtype) != "bf16" and handle.data.dtype != np.uint16:
+                return handle
+            wide = (handle.data.astype(np.uint32) << 16).view(np.float32)
+            return interpreter.TensorHandle(wide, tl.float32)
+
         monkeypatch.setattr(interpreter, "_convert_float", rounding)
+        monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", widening)
         monkeypatch.setattr(_triton, "INTERPRETED", True)
     with use_backend("triton"):
         yield Implementation("triton", DEVICE)

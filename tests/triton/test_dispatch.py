@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,13 @@ from tests.ops.samples import function_call, operator_call
 from vmf_kernels import _triton, explain, use_backend
 from vmf_kernels.explain import Record
 
-OPS = ("dynamic_relu",)
-OPERATORS = ("dynamic_relu", "dynamic_relu_backward")
+OPS = ("few_query_attention", "few_key_attention", "dynamic_relu")
+OPERATORS = tuple(f"{op}{end}" for op in OPS for end in ("", "_backward"))
 
 
-def on_cuda(mode: FakeTensorMode, x: Tensor) -> Tensor:
+def on_cuda(mode: FakeTensorMode, x: Any) -> Any:
+    if not isinstance(x, Tensor):
+        return x
     with mode:
         return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
 

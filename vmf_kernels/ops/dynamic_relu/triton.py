@@ -14,7 +14,7 @@ from torch import Tensor
 from vmf_kernels import tiles
 from vmf_kernels.layout import empty_in_layout, is_channels_last
 from vmf_kernels.tiles import Tile, ceil_div
-from vmf_kernels.triton_kernels import OPTIONS, dense, sum_splits
+from vmf_kernels.triton_kernels import Launch, dense, sum_launch
 
 
 @triton.jit
@@ -27,7 +27,7 @@ def _forward(
     i_c = pid % tiles_c
     i_r = pid // tiles_c % tiles_r
     i_b = pid // tiles_c // tiles_r
-    cols = units.to(tl.int64) * ALIGN
+    cols = tl.cast(units, tl.int64) * ALIGN
     r = i_r * BLOCK_R + tl.arange(0, BLOCK_R)
     c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
     m_r, m_c = r < rows, c < cols
@@ -57,7 +57,7 @@ def _backward(
     i_k = pid % tiles_k
     i_s = pid // tiles_k % splits
     i_b = pid // tiles_k // splits
-    cols = units.to(tl.int64) * ALIGN
+    cols = tl.cast(units, tl.int64) * ALIGN
     if CHANNELS_LAST:
         k = i_k * BLOCK_C + tl.arange(0, BLOCK_C)
         m_k = k < cols
@@ -97,9 +97,9 @@ def _backward(
     tl.store(p_s2, tl.sum(b_s2, AXIS).to(p_s2.dtype.element_ty), mask=m_k)
 
 
-def _matrices(features: Tensor, channels_last: bool) -> tuple[int, int, int]:
+def _matrices(shape: tuple[int, ...], channels_last: bool) -> tuple[int, int, int]:
     """Batch, rows, columns."""
-    batch, channels, positions = *features.shape[:2], math.prod(features.shape[2:])
+    batch, channels, positions = *shape[:2], math.prod(shape[2:])
     return (batch, positions, channels) if channels_last else (1, batch * channels, positions)
 
 
@@ -109,28 +109,53 @@ def _block(tile: Tile, rows: int, cols: int) -> tuple[int, int]:
     return min(max(1, tile["elements"] // block_c), tiles.power_of_2(rows)), block_c
 
 
-def tile(kernel: str, features: Tensor) -> Tile:
-    """The tile of a launch."""
-    return tiles.choose("dynamic_relu", kernel, features, is_channels_last(features))
+@tiles.planned
+def _forward_plan(
+    shape: tuple[int, ...], last: bool, dtype: torch.dtype, device: torch.device
+) -> Launch:
+    batch, rows, cols = _matrices(shape, last)
+    tile = tiles.choose("dynamic_relu", "forward", dtype, device, last)
+    block_r, block_c = _block(tile, rows, cols)
+    tiles_r, tiles_c = ceil_div(rows, block_r), ceil_div(cols, block_c)
+    align = tiles.alignment(cols)
+    return Launch(
+        _forward, batch * tiles_r * tiles_c, rows, cols // align, tiles_r, tiles_c,
+        warps=tile["warps"], ALIGN=align, CHANNELS_LAST=last, BLOCK_R=block_r, BLOCK_C=block_c,
+    )  # fmt: skip
+
+
+@tiles.planned
+def _backward_plan(
+    shape: tuple[int, ...], last: bool, dtype: torch.dtype, device: torch.device
+) -> tuple[int, Launch, Launch | None]:
+    """Splits, the launch, and that of the second stage."""
+    batch, rows, cols = _matrices(shape, last)
+    tile = tiles.choose("dynamic_relu", "backward", dtype, device, last)
+    block_r, block_c = _block(tile, rows, cols)
+    kept, along = (ceil_div(cols, block_c), ceil_div(rows, block_r))
+    if not last:
+        kept, along = along, kept
+    # Few steps a program where there are few programs.
+    wanted = ceil_div(tile["programs"], batch * kept)
+    steps = max(1, min(tile["steps"], along // wanted))
+    splits = ceil_div(along, steps)
+    slopes = shape[0] * shape[1]
+    align = tiles.alignment(cols)
+    first = Launch(
+        _backward, batch * splits * kept, 2 * slopes, rows, cols // align, kept, splits, steps,
+        warps=tile["warps"], ALIGN=align, CHANNELS_LAST=last, BLOCK_R=block_r, BLOCK_C=block_c,
+    )  # fmt: skip
+    return splits, first, sum_launch(splits, slopes, slopes) if splits > 1 else None
 
 
 def dynamic_relu(features: Tensor, a1: Tensor, a2: Tensor) -> Tensor:
     """Launches the forward kernel."""
     last = is_channels_last(features)
     y = empty_in_layout(features, tuple(features.shape), last)
-    batch, rows, cols = _matrices(features, last)
     if y.numel() == 0:
         return y
-    sizes = tile("forward", features)
-    block_r, block_c = _block(sizes, rows, cols)
-    tiles_r, tiles_c = ceil_div(rows, block_r), ceil_div(cols, block_c)
-    align = tiles.alignment(cols)
-    _forward[(batch * tiles_r * tiles_c,)](
-        dense(features, last), a1.contiguous(), a2.contiguous(), y,
-        rows, cols // align, tiles_r, tiles_c,
-        ALIGN=align, CHANNELS_LAST=last, BLOCK_R=block_r, BLOCK_C=block_c,
-        num_warps=sizes["warps"], **OPTIONS,
-    )  # fmt: skip
+    launch = _forward_plan(features.shape, last, features.dtype, features.device)
+    launch(dense(features, last), a1.contiguous(), a2.contiguous(), y)
     return y
 
 
@@ -142,29 +167,16 @@ def dynamic_relu_backward(
     grad = empty_in_layout(features, tuple(features.shape), last)
     if grad.numel() == 0:
         return grad, a1.new_zeros(a1.shape), a2.new_zeros(a2.shape)
+    splits, first, second = _backward_plan(features.shape, last, features.dtype, features.device)
     grad_a1, grad_a2 = a1.new_empty(a1.shape), a2.new_empty(a2.shape)
-    batch, rows, cols = _matrices(features, last)
-    sizes = tile("backward", features)
-    block_r, block_c = _block(sizes, rows, cols)
-    kept, along = (ceil_div(cols, block_c), ceil_div(rows, block_r))
-    if not last:
-        kept, along = along, kept
-    # Few steps a program where there are few programs.
-    wanted = ceil_div(sizes["programs"], batch * kept)
-    steps = max(1, min(sizes["steps"], along // wanted))
-    splits = ceil_div(along, steps)
-    if splits == 1:
-        part1, part2, parts = grad_a1, grad_a2, None
-    else:
+    part1, part2 = grad_a1, grad_a2
+    if second is not None:
         parts = features.new_empty((splits, 2, a1.numel()), dtype=torch.float32)
         part1, part2 = parts[:, 0], parts[:, 1]
-    align = tiles.alignment(cols)
-    _backward[(batch * splits * kept,)](
+    first(
         dense(grad_output, last), dense(features, last), a1.contiguous(), a2.contiguous(), grad,
-        part1, part2, 2 * a1.numel(), rows, cols // align, kept, splits, steps,
-        ALIGN=align, CHANNELS_LAST=last, BLOCK_R=block_r, BLOCK_C=block_c,
-        num_warps=sizes["warps"], **OPTIONS,
+        part1, part2,
     )  # fmt: skip
-    if parts is not None:
-        sum_splits(parts, grad_a1, grad_a2)
+    if second is not None:
+        second(parts, grad_a1, grad_a2)
     return grad, grad_a1, grad_a2

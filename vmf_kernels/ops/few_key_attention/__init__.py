@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vmf_kernels import _triton
 from vmf_kernels.backends import Backend, Op, always, cpu_cannot_run
 from vmf_kernels.checks import autocast, check_attention, check_tensors, default_scale
 from vmf_kernels.ops.few_key_attention import library, reference
@@ -60,11 +61,18 @@ def _prepare(
     return features, key, value, num_heads, scale, bool(residual)
 
 
+def _triton_refuses(
+    features: Tensor, key: Tensor, value: Tensor, num_heads: int, *rest: Any
+) -> str | None:
+    return _triton.attention_refuses(features, key, num_heads)
+
+
 OP = Op(
     NAME,
     _prepare,
     (
         Backend("cpu", cpu_cannot_run, library.few_key_attention),
+        Backend("triton", _triton.cannot_run(_triton_refuses), library.few_key_attention),
         Backend("reference", always, reference.few_key_attention),
     ),
 )

@@ -6,9 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vmf_kernels._triton import attention_refuses
 from vmf_kernels.layout import empty_in_layout, is_channels_last
 from vmf_kernels.operator import Operator, differentiate_reference
 from vmf_kernels.ops.few_key_attention import reference
+
+TRITON = f"{__package__}.triton"
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -63,6 +66,8 @@ few_key_attention = Operator(
     flops=lambda x, k, v, heads, scale, residual, out: 4 * _multiply_adds(k, x),
     setup_context=_setup,
     backward=_backward,
+    triton=TRITON,
+    triton_refuses=lambda x, k, v, heads, *rest: attention_refuses(x, k, heads),
 )
 
 few_key_attention_backward = Operator(
@@ -73,4 +78,6 @@ few_key_attention_backward = Operator(
     flops=lambda g, x, k, v, heads, scale, residual, out: 10 * _multiply_adds(k, x),
     setup_context=_backward_setup,
     backward=_double_backward,
+    triton=TRITON,
+    triton_refuses=lambda g, x, k, v, heads, *rest: attention_refuses(x, k, heads),
 )

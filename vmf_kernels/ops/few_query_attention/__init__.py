@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vmf_kernels import _triton
 from vmf_kernels.backends import Backend, Op, always, cpu_cannot_run
 from vmf_kernels.checks import autocast, check_attention, check_tensors, default_scale
 from vmf_kernels.ops.few_query_attention import library, reference
@@ -48,11 +49,16 @@ def _run(*prepared: Any) -> Tensor:
     return library.few_query_attention(*prepared)[0]
 
 
+def _triton_refuses(query: Tensor, features: Tensor, num_heads: int, *rest: Any) -> str | None:
+    return _triton.attention_refuses(features, query, num_heads)
+
+
 OP = Op(
     NAME,
     _prepare,
     (
         Backend("cpu", cpu_cannot_run, _run),
+        Backend("triton", _triton.cannot_run(_triton_refuses), _run),
         Backend("reference", always, reference.few_query_attention),
     ),
 )

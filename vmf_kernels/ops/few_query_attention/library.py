@@ -6,9 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vmf_kernels._triton import attention_refuses
 from vmf_kernels.layout import empty_in_layout, is_channels_last, widen
 from vmf_kernels.operator import Operator, differentiate_reference
 from vmf_kernels.ops.few_query_attention import reference
+
+TRITON = f"{__package__}.triton"
 
 
 def saved(output: Tensor, lse: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,6 +73,8 @@ few_query_attention = Operator(
     flops=lambda q, x, heads, scale, out: 4 * _multiply_adds(q, x),
     setup_context=_setup,
     backward=_backward,
+    triton=TRITON,
+    triton_refuses=lambda q, x, heads, *rest: attention_refuses(x, q, heads),
 )
 
 few_query_attention_backward = Operator(
@@ -80,4 +85,6 @@ few_query_attention_backward = Operator(
     flops=lambda g, q, x, out, lse, heads, scale, outs: 10 * _multiply_adds(q, x),
     setup_context=_backward_setup,
     backward=_double_backward,
+    triton=TRITON,
+    triton_refuses=lambda g, q, x, out, lse, heads, scale: attention_refuses(x, q, heads),
 )
