@@ -131,7 +131,9 @@ def compile_all(architectures: list[str], only: str) -> dict[str, dict[str, Any]
                 if kernel.__name__ == "_sum_splits" and not call.second_stage:
                     continue
                 compiled = triton.compile(source(kernel, values), target=target, options=options)
-                key = f"{name} {kernel.__name__.strip('_')} {architecture}"
+                # One kernel runs a convolution in both directions.
+                back = " back" if values.get("DIL_T", 1) < 0 else ""
+                key = f"{name} {kernel.__name__.strip('_')}{back} {architecture}"
                 assert key not in result, key
                 result[key] = resources(compiled, target)
     return result

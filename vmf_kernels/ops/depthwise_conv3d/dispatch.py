@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmf_kernels import _extension
+from vmf_kernels import _extension, _triton
 from vmf_kernels.backends import Backend, Op, always
 from vmf_kernels.backends import cpu_cannot_run as no_cpu_kernel
 from vmf_kernels.checks import autocast, check_tensors
@@ -89,6 +89,11 @@ OP = Op(
     prepare,
     (
         Backend("cpu", cpu_cannot_run, _unbatched(library.depthwise_conv3d), _cpu_slower),
+        Backend(
+            "triton",
+            _triton.cannot_run(library.triton_refuses),
+            _unbatched(library.depthwise_conv3d),
+        ),
         Backend("reference", always, _unbatched(reference.depthwise_conv3d)),
     ),
 )

@@ -18,6 +18,44 @@ from vmf_kernels.ops.depthwise_conv3d.geometry import output_size
 CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+TRITON = f"{__package__}.triton"
+TRITON_MOST_FRAMES = 9  # taps along T: the kernels keep sums for all of them
+TRITON_MOST_ELEMENTS = 2**31  # of a frame
+
+
+def triton_refuses(
+    input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any
+) -> str | None:
+    """What the Triton kernels do not cover, in words."""
+    size = output_size(input.shape[-5:], weight.shape, stride, padding, dilation)
+    return _too_much(input.shape[-4:], size[-4:], weight.shape[2:], stride, dilation)
+
+
+def _grad_input_refuses(
+    grad_output: Tensor, weight: Tensor, size: Any, stride: Any, padding: Any, dilation: Any
+) -> str | None:
+    return _too_much(size[1:], grad_output.shape[1:], weight.shape[2:], stride, dilation)
+
+
+def _grad_weight_refuses(
+    grad_output: Tensor, input: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any
+) -> str | None:
+    return _too_much(input.shape[1:], grad_output.shape[1:], kernel, stride, dilation)
+
+
+def _too_much(input: Any, output: Any, kernel: Any, stride: Any, dilation: Any) -> str | None:
+    if kernel[0] > TRITON_MOST_FRAMES:
+        return f"its kernels have at most {TRITON_MOST_FRAMES} taps along T (got {kernel[0]})"
+    if any(s > 1 and d > 1 for s, d in zip(stride, dilation, strict=True)):
+        return f"no axis may have a stride and a dilation (got {stride} and {dilation})"
+    for c, _, h, w in (input, output):
+        if c * h * w >= TRITON_MOST_ELEMENTS:
+            return f"a frame must have fewer than 2**31 elements (got {c * h * w})"
+    if 0 in input or 0 in output:
+        return "it is for tensors with elements"
+    return None
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, weight, bias, *ctx.geometry = inputs
     ctx.has_bias = bias is not None
@@ -116,6 +154,8 @@ depthwise_conv3d = Operator(
     flops=lambda x, w, b, s, p, d, out: forward_flops(out, w),
     setup_context=_setup,
     backward=_backward,
+    triton=TRITON,
+    triton_refuses=triton_refuses,
 )
 
 depthwise_conv3d_grad_input = Operator(
@@ -126,6 +166,8 @@ depthwise_conv3d_grad_input = Operator(
     flops=lambda g, w, size, s, p, d, out: 2 * _multiply_adds(g, w[2:]),
     setup_context=_grad_input_setup,
     backward=_grad_input_backward,
+    triton=TRITON,
+    triton_refuses=_grad_input_refuses,
 )
 
 depthwise_conv3d_grad_weight = Operator(
@@ -136,4 +178,6 @@ depthwise_conv3d_grad_weight = Operator(
     flops=lambda g, x, kernel, s, p, d, out: 2 * _multiply_adds(g, kernel),
     setup_context=_grad_weight_setup,
     backward=_grad_weight_backward,
+    triton=TRITON,
+    triton_refuses=_grad_weight_refuses,
 )
