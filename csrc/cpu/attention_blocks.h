@@ -50,13 +50,6 @@ inline Item find_item(const AttentionShape& s, const Cut& c, int64_t i) {
 
 // ---- Packing: features to rows of arithmetic, whole vectors with zeros behind the last position
 
-// Lanes from the n-th on become `other`.
-template <typename Real>
-inline Vec<Real> first_lanes(Vec<Real> v, int64_t n, Real other) {
-  for (int64_t i = n; i < kLanes<Real>; ++i) v[i] = other;
-  return v;
-}
-
 // Calls f(c, offsets) for each four channels, the last four perhaps again, at the `lanes` positions
 // from `i`; offsets of quarter-vectors are those of position 4 b + k, in [k][b], none beyond
 // `last`.

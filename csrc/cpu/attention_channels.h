@@ -46,9 +46,8 @@ void reduce_channels_tile(Rows<const Arithmetic<T>> a, const T* x, int64_t step,
     const int64_t c = first_channel<Real>(first + k, width);
     const int64_t known = (first + k) * kLanes<Real> - c;  // lanes that the vector before has
     for (int g = 0; g < G; ++g) {
-      for (int64_t l = 0; l < known; ++l) total[g][k][l] = 0;
       Real* to = sums + g * sums_stride + c;
-      store(to, load(to) + total[g][k]);
+      store(to, load(to) + last_lanes<Real>(total[g][k], known));
     }
   }
 }

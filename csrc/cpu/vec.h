@@ -85,9 +85,10 @@ inline void pin_address(T*& p) {
 // Keeps an offset in a register: GCC would rather make chains of additions of several.
 inline void pin_offset(int64_t& i) { asm("" : "+r"(i)); }
 
+// All lanes x. (0 + x would cost an addition, since it makes -0 to 0.)
 template <typename Real>
 inline Vec<Real> splat(Real x) {
-  return Vec<Real>{} + x;
+  return x - Vec<Real>{};
 }
 
 // Asks for the cache line of p: into the second-level cache to be read soon, ...
@@ -274,7 +275,7 @@ inline void store_some(T* p, Vec<Arithmetic<T>> v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = whole[i];
 }
 
-// ---- Transposition of a square of vectors ----
+// ---- Lanes by their numbers ----
 
 template <int... L>
 struct Sequence {};
@@ -284,6 +285,27 @@ template <int... L>
 struct MakeSequence<0, L...> {
   using Type = Sequence<L...>;
 };
+
+template <typename Index, int... L>
+inline Index lane_numbers(Sequence<L...>) {
+  return Index{L...};
+}
+
+// Lanes from the n-th on become `other`, ...
+template <typename Real>
+inline Vec<Real> first_lanes(Vec<Real> v, int64_t n, Real other) {
+  const auto lane = lane_numbers<IndexVec<Real>>(typename MakeSequence<kLanes<Real>>::Type());
+  return lane < static_cast<decltype(lane[0] + 0)>(n) ? v : splat<Real>(other);
+}
+
+// ... and those before the n-th 0.
+template <typename Real>
+inline Vec<Real> last_lanes(Vec<Real> v, int64_t n) {
+  const auto lane = lane_numbers<IndexVec<Real>>(typename MakeSequence<kLanes<Real>>::Type());
+  return lane < static_cast<decltype(lane[0] + 0)>(n) ? Vec<Real>{} : v;
+}
+
+// ---- Transposition of a square of vectors ----
 
 // Swaps the upper right blocks of `Size` lanes, in `a`, with the lower left ones, in `b`.
 template <int Size, typename Index, typename V, int... L>
