@@ -71,7 +71,8 @@ def write_ninja(path: Path, target: Path, cxx: str) -> None:
     from torch.utils.cpp_extension import include_paths, library_paths
 
     includes = [CSRC / "include", CSRC]
-    torch_includes = [*include_paths(), pybind11.get_include(), sysconfig.get_path("include")]
+    # First, since torch carries a pybind11 that some releases refuse beside the stable ABI.
+    torch_includes = [pybind11.get_include(), *include_paths(), sysconfig.get_path("include")]
     links = [f"-L{p}" for p in library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
     with path.open("w") as file:
         ninja = Writer(file)

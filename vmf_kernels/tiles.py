@@ -55,12 +55,19 @@ def forced(tiles: Forced) -> Iterator[None]:
 
 
 def planned(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Keeps what `make` makes of its arguments; inside `forced` it is made anew."""
-    kept = lru_cache(maxsize=4096)(make)
+    """Keeps what `make` makes of its arguments, apart for each `forced`."""
+
+    @lru_cache(maxsize=4096)
+    def kept(forced: Any, *key: Any) -> Any:
+        return make(*key)
 
     @wraps(make)
     def plan(*key: Any) -> Any:
-        return kept(*key) if _forced.get() is None else make(*key)
+        override = _forced.get()
+        if override is None:
+            return kept(None, *key)
+        frozen = ((name, *sizes.items()) for name, sizes in override.items())
+        return kept(tuple(frozen), *key)
 
     return plan
 

@@ -136,11 +136,18 @@ def plan(
     splits = ceil_div(along, steps)
     aligned_c = tiles.alignment(math.gcd(channels, width))
     aligned_n = tiles.alignment(positions)
-    scalars = (tokens, depth, heads, group, splits, steps)
-    scalars += (positions // aligned_n, channels // aligned_c, width // aligned_c)
-    constants = {"ALIGN_N": aligned_n, "ALIGN_C": aligned_c, "CHANNELS_LAST": last, "MP": mp}
-    constants |= {"BLOCK_R": gp * mp, "BLOCK_N": block_n, "BLOCK_C": block_c}
-    constants |= {"PRECISION": precision(dtype, device)}
+    sizes = (positions // aligned_n, channels // aligned_c, width // aligned_c)
+    scalars = (tokens, depth, heads, group, splits, steps, *sizes)
+    constants: dict[str, object] = {
+        "ALIGN_N": aligned_n,
+        "ALIGN_C": aligned_c,
+        "CHANNELS_LAST": last,
+        "MP": mp,
+        "BLOCK_R": gp * mp,
+        "BLOCK_N": block_n,
+        "BLOCK_C": block_c,
+        "PRECISION": precision(dtype, device),
+    }
     return Plan(
         batch, tokens, channels, positions, heads, group, splits, scalars, constants, tile["warps"]
     )

@@ -1,6 +1,5 @@
 """What the Triton kernels of several ops share. Imports Triton: only launchers import this."""
 
-from collections.abc import Callable
 from typing import Any
 
 import triton
@@ -37,7 +36,7 @@ class Launch:
         self.kernel, self.programs, self.scalars = kernel, programs, scalars
         self.constants, self.warps = constants, warps
         self.rest = (*scalars, *constants.values())
-        self.started: dict[Any, Callable[..., Any]] = {}
+        self.started: dict[Any, Any] = {}
 
     def __call__(self, *tensors: Tensor | None) -> None:
         if not isinstance(self.kernel, JITFunction) or tensors[0].device.type != "cuda":  # type: ignore[union-attr]

@@ -81,14 +81,14 @@ std::optional<Tensor> plain_tensor(py::handle object) {
   if (!capsule) throw py::error_already_set();
   Tensor tensor(static_cast<AtenTensorHandle>(PyCapsule_GetPointer(capsule.ptr(), nullptr)));
   int32_t layout;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
   if (!tensor.is_cpu() || layout != aoti_torch_layout_strided()) return {};
   return tensor;
 }
 
 py::handle to_python(const Tensor& tensor) {
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(tensor.get(), &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(tensor.get(), &handle));
   // The function for a single tensor keeps a reference for ever (torch 2.11 to 2.14).
   const auto capsules = py::reinterpret_steal<py::object>(PyList_New(1));
   PyList_SET_ITEM(capsules.ptr(), 0, PyCapsule_New(handle, nullptr, nullptr));

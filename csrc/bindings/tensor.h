@@ -132,7 +132,7 @@ inline Tensor empty_strided(const Tensor& like, torch::headeronly::ScalarType dt
   using torch::stable::detail::from;
   if (DirectCall::active) {
     AtenTensorHandle handle;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
         static_cast<int64_t>(size.size()), size.data(), strides.data(),
         torch::stable::detail::to<int32_t>(from(dtype)), aoti_torch_device_type_cpu(), 0, &handle));
     Tensor result(handle);
@@ -145,7 +145,7 @@ inline Tensor empty_strided(const Tensor& like, torch::headeronly::ScalarType dt
                                     from(std::nullopt),
                                     from(std::optional(like.device())),
                                     from(std::nullopt)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::empty_strided", "", stack.data(), TORCH_ABI_VERSION));
   auto result = torch::stable::detail::to<Tensor>(stack[0]);
   prefer_huge_pages(result);

@@ -16,8 +16,13 @@ from tests.ops.samples import function_call, operator_call
 from vmf_kernels import _triton, explain, use_backend
 from vmf_kernels.explain import Record
 
-OPS = ("few_query_attention", "few_key_attention", "dynamic_relu")
-OPERATORS = tuple(f"{op}{end}" for op in OPS for end in ("", "_backward"))
+OPS = ("depthwise_conv3d", "few_query_attention", "few_key_attention", "dynamic_relu")
+OPERATORS = (
+    "depthwise_conv3d",
+    "depthwise_conv3d_grad_input",
+    "depthwise_conv3d_grad_weight",
+    *(f"{op}{end}" for op in OPS[1:] for end in ("", "_backward")),
+)
 
 
 def on_cuda(mode: FakeTensorMode, x: Any) -> Any:

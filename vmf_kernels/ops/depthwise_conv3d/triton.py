@@ -46,9 +46,9 @@ def _inside(t, frames, BLOCK_P: tl.constexpr):
 
 
 @triton.jit
-def _put(b_all, I: tl.constexpr, b_new):
-    """The tuple with its element I replaced."""
-    return b_all[:I] + (b_new,) + b_all[I + 1 :]
+def _put(b_all, INDEX: tl.constexpr, b_new):
+    """The tuple with one element replaced."""
+    return b_all[:INDEX] + (b_new,) + b_all[INDEX + 1 :]
 
 
 @triton.jit
@@ -57,7 +57,7 @@ def _zeros(COUNT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     b_zero = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     b_all = (b_zero,)
     for _ in tl.static_range(COUNT - 1):
-        b_all = b_all + (b_zero,)
+        b_all = b_all + (b_zero,)  # type: ignore[assignment]
     return b_all
 
 
@@ -79,13 +79,13 @@ def _add_tap(
 
 @triton.jit
 def _add_product(
-    b_sums, b_g, b_x, I: tl.constexpr, AHEAD: tl.constexpr, STRIDE: tl.constexpr,
+    b_sums, b_g, b_x, INDEX: tl.constexpr, AHEAD: tl.constexpr, STRIDE: tl.constexpr,
     FRAMES: tl.constexpr,
 ):  # fmt: skip
-    """Adds to sum I what frame AHEAD / STRIDE gives with b_x, if there is one."""
+    """Adds to one sum what frame AHEAD / STRIDE gives with b_x, if there is one."""
     A: tl.constexpr = AHEAD // STRIDE
     if A * STRIDE == AHEAD and A >= 0 and A < FRAMES:
-        return _put(b_sums, I, b_sums[I] + b_g[A] * b_x)
+        return _put(b_sums, INDEX, b_sums[INDEX] + b_g[A] * b_x)
     else:
         return b_sums
 
@@ -297,9 +297,8 @@ def _gather_plan(
     tiles_t = ceil_div(frames, block_t)
     align = tiles.alignment(channels)
     programs = batch * tiles_c * tiles_p * tiles_t * math.prod(out)
-    names = ("KT", "KH", "KW", "IN_T", "IN_H", "IN_W", "OUT_T", "OUT_H", "OUT_W")
-    names += ("DIL_T", "DIL_H", "DIL_W")
-    sizes = dict(zip(names, (*kernel, *into, *out, *dil), strict=True))
+    names = (f"{kind}_{axis}" for kind in ("IN", "OUT", "DIL") for axis in "THW")
+    sizes = dict(zip(("KT", "KH", "KW", *names), (*kernel, *into, *out, *dil), strict=True))
     return Launch(
         _gather, programs, channels // align, *from_size, *to_size, *off, tiles_c, tiles_p, tiles_t,
         warps=warps, ALIGN=align, CHANNELS_LAST=last, SHARE=1 if transposed else multiplier,
@@ -344,8 +343,8 @@ def _sums_plan(
     splits = ceil_div(every, steps)
     taps = math.prod(kernel) * channels
     align = tiles.alignment(channels)
-    names = ("KT", "KH", "KW", "IN_T", "IN_H", "IN_W", "DIL_T", "DIL_H", "DIL_W")
-    sizes = dict(zip(names, (*kernel, *stride, *dilation), strict=True))
+    names = (f"{kind}_{axis}" for kind in ("IN", "DIL") for axis in "THW")
+    sizes = dict(zip(("KT", "KH", "KW", *names), (*kernel, *stride, *dilation), strict=True))
     first = Launch(
         _sums, tiles_c * groups_h * groups_w * splits,
         channels // align, *from_size, *to_size, *(-p for p in padding),

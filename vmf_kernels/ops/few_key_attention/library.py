@@ -58,7 +58,7 @@ def _multiply_adds(key: Any, features: Any) -> int:
     return key[1] * math.prod(features)
 
 
-few_key_attention = Operator(
+few_key_attention: Operator = Operator(
     "few_key_attention(Tensor features, Tensor key, Tensor value, int num_heads, float scale, "
     "bool residual) -> Tensor",
     fake=lambda features, *rest: _like(features),
