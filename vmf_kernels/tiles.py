@@ -9,7 +9,6 @@ it is that. The first row whose conditions all hold is used. Nothing is tuned at
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import Any
 import torch
 
 Forced = Mapping[str, Mapping[str, int]]
-_forced: ContextVar[Forced | None] = ContextVar("vmf_kernels_tiles", default=None)
+# Of the process, not of a thread: backward passes on a GPU run in a thread of PyTorch's.
+_forced: Forced | None = None
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,18 @@ class Tile:
 
 @contextmanager
 def forced(tiles: Forced) -> Iterator[None]:
-    """Inside the block, kernels use these sizes instead: for tests and the tuner.
+    """Inside the block, the process's kernels use these sizes: for tests and the tuner.
 
     Args:
         tiles: `{"OP.KERNEL": {name: size}}`; names that are left out keep their size.
     """
-    token = _forced.set({**(_forced.get() or {}), **tiles})
+    global _forced
+    before = _forced
+    _forced = {**(before or {}), **tiles}
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced = before
 
 
 def planned(make: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,10 +65,9 @@ def planned(make: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(make)
     def plan(*key: Any) -> Any:
-        override = _forced.get()
-        if override is None:
+        if _forced is None:
             return kept(None, *key)
-        frozen = ((name, *sizes.items()) for name, sizes in override.items())
+        frozen = ((name, *sizes.items()) for name, sizes in _forced.items())
         return kept(tuple(frozen), *key)
 
     return plan
@@ -91,9 +92,8 @@ def choose(
     arch = architecture(device)
     bits = dtype.itemsize * 8
     tile = _choose(op, kernel, bits, channels_last, arch, tuple(facts.items()))
-    override = _forced.get()
-    if override is not None and f"{op}.{kernel}" in override:
-        return Tile({**tile.sizes, **override[f"{op}.{kernel}"]}, "asked for by tiles.forced")
+    if _forced is not None and f"{op}.{kernel}" in _forced:
+        return Tile({**tile.sizes, **_forced[f"{op}.{kernel}"]}, "asked for by tiles.forced")
     return tile
 
 
