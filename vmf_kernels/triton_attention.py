@@ -132,7 +132,7 @@ def plan(
     block_n = min(block_n, max(16, power_of_2(positions)))
     along = ceil_div(positions, block_n)
     wanted = ceil_div(tile["programs"], batch * (heads // group))
-    steps = max(1, min(tile["steps"], along // wanted))
+    steps = min(along, max(tile["least_steps"], min(tile["steps"], along // wanted)))
     splits = ceil_div(along, steps)
     aligned_c = tiles.alignment(math.gcd(channels, width))
     aligned_n = tiles.alignment(positions)

@@ -10,7 +10,8 @@ from triton.runtime.jit import JITFunction
 
 from vmf_kernels.tiles import ceil_div
 
-SUM_BLOCK = 256
+# Splits and elements of a tile of the second stage: 128 bytes a row, and rows enough in flight.
+SUM_SPLITS, SUM_BLOCK = 128, 32
 # Multiply-adds are what these kernels are counted in. Triton 3.10 will not make them unasked.
 OPTIONS = {"enable_fp_fusion": True}
 
@@ -62,27 +63,32 @@ class Launch:
 
 
 @triton.jit
-def _sum_splits(p_parts, p_a, p_b, splits, len_a, len_b, BLOCK: tl.constexpr):
-    """Sums (splits, len_a + len_b) over the splits, in order, into a (len_a) and b (len_b)."""
+def _sum_splits(
+    p_parts, p_a, p_b, splits, len_a, len_b, BLOCK_S: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Sums (splits, len_a + len_b) over the splits into a (len_a) and b (len_b), in one order."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    length = len_a + len_b
+    length = tl.cast(len_a + len_b, tl.int64)
     m_i = i < length
-    b_sum = tl.zeros([BLOCK], tl.float32)
-    p_i = p_parts + i
-    for _ in range(splits):
-        b_sum += tl.load(p_i, mask=m_i, other=0.0)
-        p_i += length
+    b_sums = tl.zeros([BLOCK_S, BLOCK], tl.float32)
+    for first in range(0, splits, BLOCK_S):
+        i_s = first + tl.arange(0, BLOCK_S)
+        p_s = p_parts + i_s[:, None] * length + i[None, :]
+        b_sums += tl.load(p_s, mask=(i_s < splits)[:, None] & m_i[None, :], other=0.0)
+    b_sum = tl.sum(b_sums, 0)
     tl.store(p_a + i, b_sum.to(p_a.dtype.element_ty), mask=i < len_a)
     tl.store(p_b + (i - len_a), b_sum.to(p_b.dtype.element_ty), mask=m_i & (i >= len_a))
 
 
 def sum_launch(splits: int, len_a: int, len_b: int) -> Launch:
-    """Second stage of every reduction: adds what the programs left, in one fixed order.
+    """Second stage of every reduction: adds what the programs left, always in the same order.
 
     Its tensors: (splits, len_a + len_b) float32, and two dense ones that get the sums.
     """
     programs = ceil_div(len_a + len_b, SUM_BLOCK)
-    return Launch(_sum_splits, programs, splits, len_a, len_b, BLOCK=SUM_BLOCK)
+    return Launch(
+        _sum_splits, programs, splits, len_a, len_b, BLOCK_S=SUM_SPLITS, BLOCK=SUM_BLOCK
+    )  # fmt: skip
 
 
 def dense(features: Tensor, channels_last: bool) -> Tensor:

@@ -13,8 +13,8 @@ from vmf_kernels import _triton, few_key_attention, use_backend
 from vmf_kernels.tiles import forced
 
 ONE_TILE = {"steps": 99, "programs": 1}
-SPLITS = {"elements": 16, "positions": 16, "steps": 2, "programs": 1}
-MANY_SPLITS = {"elements": 16, "positions": 16, "steps": 1, "programs": 1}
+SPLITS = {"elements": 16, "positions": 16, "least_steps": 1, "steps": 2, "programs": 1}
+MANY_SPLITS = {"elements": 16, "positions": 16, "least_steps": 1, "steps": 1, "programs": 1}
 # Features, tokens, heads, and sizes that differ from the tile that a shape so small would get.
 PATHS: dict[str, tuple[tuple[int, ...], int, int, dict[str, int]]] = {
     "one_position": ((2, 16, 1, 1, 1), 6, 2, {}),

@@ -13,8 +13,8 @@ from vmf_kernels import _triton, few_query_attention, use_backend
 from vmf_kernels.tiles import forced
 
 ONE_TILE = {"steps": 99, "programs": 1}
-SPLITS = {"elements": 16, "positions": 16, "steps": 2, "programs": 1}
-MANY_SPLITS = {"elements": 16, "positions": 16, "steps": 1, "programs": 1}
+SPLITS = {"elements": 16, "positions": 16, "least_steps": 1, "steps": 2, "programs": 1}
+MANY_SPLITS = {"elements": 16, "positions": 16, "least_steps": 1, "steps": 1, "programs": 1}
 # Features, tokens, heads, and sizes that differ from the tile that a shape so small would get.
 PATHS: dict[str, tuple[tuple[int, ...], int, int, dict[str, int]]] = {
     "one_position": ((2, 16, 1, 1, 1), 6, 2, {}),
@@ -22,6 +22,7 @@ PATHS: dict[str, tuple[tuple[int, ...], int, int, dict[str, int]]] = {
     "several_steps": ((2, 16, 2, 5, 5), 4, 2, {**ONE_TILE, "elements": 16, "positions": 16}),
     "splits_of_several_steps": ((2, 12, 3, 5, 7), 6, 2, SPLITS),
     "a_split_of_one_step": ((1, 24, 1, 7, 7), 6, 2, MANY_SPLITS),
+    "more_splits_than_the_second_stage_takes_at_once": ((1, 4, 2100), 2, 1, MANY_SPLITS),
     "one_token_one_head": ((1, 7, 2, 3, 5), 1, 1, {}),
     "odd_heads": ((2, 15, 1, 4, 5), 5, 3, {}),
     "more_tokens_than_a_group_takes": ((1, 24, 1, 4, 5), 20, 4, SPLITS),

@@ -5,7 +5,6 @@ what is loaded for one tap in H and W serves all taps in T.
 """
 
 import math
-from typing import Any
 
 import torch
 import triton
@@ -100,7 +99,7 @@ def _gather(
     IN_T: tl.constexpr, IN_H: tl.constexpr, IN_W: tl.constexpr,
     OUT_T: tl.constexpr, OUT_H: tl.constexpr, OUT_W: tl.constexpr,
     DIL_T: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
-    FRAMES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    FRAMES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """y[i] = sum over taps k of w[k] x[...], forward and for the input gradient.
 
@@ -141,7 +140,7 @@ def _gather(
     read = channels // SHARE * REPEAT
     for q_h in range((KH - k_h + OUT_H - 1) // OUT_H):
         h = ii_h * IN_H + (base_h + q_h * DIL_H)
-        for q_w in range((KW - k_w + OUT_W - 1) // OUT_W):
+        for q_w in tl.range(0, (KW - k_w + OUT_W - 1) // OUT_W, loop_unroll_factor=UNROLL):
             w = ii_w * IN_W + (base_w + q_w * DIL_W)
             m_p = (h >= 0) & (h < from_h) & (w >= 0) & (w < from_w)
             m_x = m_p[:, None] & m_c[None, :]
@@ -257,15 +256,24 @@ def _sums(
     tl.store(p_gb + i_s * part + c, b_sum, mask=m_c & (group + 0 * c == 0))
 
 
+# What a tile costs beside its frames' loads and stores, counted in those.
+TILE_COST = 4
+
+
 def _blocks(
-    kernel: str, channels: int, last: bool, frames: int, positions: int, dtype: Any, device: Any
-) -> tuple[int, int, int, int]:
-    """Frames, positions and channels of a tile, and warps."""
-    tile = tiles.choose("depthwise_conv3d", kernel, dtype, device, last)
+    tile: tiles.Tile, channels: int, frames: int, positions: int, step: int, reach: int
+) -> tuple[int, int, int]:
+    """Frames, positions and channels of a tile; f frames read (f - 1) step + reach + 1."""
     block_c = tiles.snug_block(channels, min(16, tile["channels"]), tile["channels"])
     block_p = min(max(1, tile["elements"] // block_c), power_of_2(positions))
-    block_t = tiles.snug_block(frames, 1, tile["frames"])
-    return block_t, block_p, block_c, tile["warps"]
+
+    def cost(block_t: int) -> int:
+        loads = (block_t - 1) * step + reach + 1
+        return ceil_div(frames, block_t) * (loads + block_t + TILE_COST)
+
+    sizes = [1 << i for i in range(tile["frames"].bit_length())]
+    block_t = min((s for s in sizes if s < 2 * frames), key=lambda s: (cost(s), -s))
+    return block_t, block_p, block_c
 
 
 @tiles.planned
@@ -290,9 +298,9 @@ def _gather_plan(
     dil = tuple(-d for d in dilation) if transposed else dilation
     frames, *sides = (ceil_div(n, o) for n, o in zip(to_size, out, strict=True))
     positions = math.prod(sides)
-    block_t, block_p, block_c, warps = _blocks(
-        "gather", channels, last, frames, positions, dtype, device
-    )
+    tile = tiles.choose("depthwise_conv3d", "gather", dtype, device, last)
+    reach = (ceil_div(kernel[0], out[0]) - 1) * dilation[0]
+    block_t, block_p, block_c = _blocks(tile, channels, frames, positions, into[0], reach)
     tiles_c, tiles_p = ceil_div(channels, block_c), ceil_div(positions, block_p)
     tiles_t = ceil_div(frames, block_t)
     align = tiles.alignment(channels)
@@ -301,9 +309,9 @@ def _gather_plan(
     sizes = dict(zip(("KT", "KH", "KW", *names), (*kernel, *into, *out, *dil), strict=True))
     return Launch(
         _gather, programs, channels // align, *from_size, *to_size, *off, tiles_c, tiles_p, tiles_t,
-        warps=warps, ALIGN=align, CHANNELS_LAST=last, SHARE=1 if transposed else multiplier,
+        warps=tile["warps"], ALIGN=align, CHANNELS_LAST=last, SHARE=1 if transposed else multiplier,
         REPEAT=multiplier if transposed else 1, **sizes,
-        FRAMES=block_t, BLOCK_P=block_p, BLOCK_C=block_c,
+        FRAMES=block_t, BLOCK_P=block_p, BLOCK_C=block_c, UNROLL=tile["unroll"],
     )  # fmt: skip
 
 
@@ -331,10 +339,9 @@ def _sums_plan(
     group_h = min(kh, max(1, MOST_SUMS // (kt * group_w)))
     groups_h, groups_w = ceil_div(kh, group_h), ceil_div(kw, group_w)
     positions = to_size[1] * to_size[2]
-    block_t, block_p, block_c, warps = _blocks(
-        "sums", channels, last, to_size[0], positions, dtype, device
-    )
     tile = tiles.choose("depthwise_conv3d", "sums", dtype, device, last)
+    reach = (kt - 1) * dilation[0]
+    block_t, block_p, block_c = _blocks(tile, channels, to_size[0], positions, stride[0], reach)
     tiles_c, tiles_p = ceil_div(channels, block_c), ceil_div(positions, block_p)
     tiles_t = ceil_div(to_size[0], block_t)
     every = batch * tiles_t * tiles_p
@@ -349,7 +356,7 @@ def _sums_plan(
         _sums, tiles_c * groups_h * groups_w * splits,
         channels // align, *from_size, *to_size, *(-p for p in padding),
         tiles_c, tiles_p, tiles_t, groups_w, splits, steps, every, taps + channels,
-        warps=warps, ALIGN=align, CHANNELS_LAST=last, SHARE=multiplier, **sizes,
+        warps=tile["warps"], ALIGN=align, CHANNELS_LAST=last, SHARE=multiplier, **sizes,
         GROUP_H=group_h, GROUP_W=group_w, FRAMES=block_t, BLOCK_P=block_p, BLOCK_C=block_c,
     )  # fmt: skip
     return splits, first, sum_launch(splits, taps, channels) if splits > 1 else None

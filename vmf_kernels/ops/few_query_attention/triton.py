@@ -21,7 +21,7 @@ from vmf_kernels.triton_attention import (
 from vmf_kernels.triton_kernels import Launch, dense, sum_launch
 
 LOG2_E = 1.4426950408889634
-COMBINE_BLOCK = 128
+COMBINE_SPLITS, COMBINE_BLOCK = 32, 32  # of a tile of the second stage
 
 
 @triton.jit
@@ -84,9 +84,9 @@ def _forward(
 @triton.jit
 def _combine(
     p_parts, p_max, p_sum, p_out, p_exact, p_lse, splits, size, rows, tokens, channels, depth,
-    BLOCK: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What the programs left, put together in the order of the splits."""
+    """What the programs left, put together in one order."""
     LN_2: tl.constexpr = 0.6931471805599453
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # in (B, M, C)
     m_i = i < size
@@ -94,20 +94,30 @@ def _combine(
     i_m = i // channels % tokens
     i_b = i // channels // tokens
     o_r = (i_b * (channels // depth) + c // depth) * tokens + i_m
-    b_top = tl.full([BLOCK], float("-inf"), tl.float32)
-    for i_s in range(splits):
-        b_top = tl.maximum(b_top, tl.load(p_max + i_s * rows + o_r, mask=m_i, other=0.0))
-    b_sum = tl.zeros([BLOCK], tl.float32)
-    b_out = tl.zeros([BLOCK], tl.float32)
-    for i_s in range(splits):
-        b_w = tl.exp2(tl.load(p_max + i_s * rows + o_r, mask=m_i, other=0.0) - b_top)
-        b_sum += b_w * tl.load(p_sum + i_s * rows + o_r, mask=m_i, other=1.0)
-        b_out += b_w * tl.load(p_parts + tl.cast(i_s, tl.int64) * size + i, mask=m_i, other=0.0)
-    b_out = b_out / b_sum
+    b_tops = tl.full([BLOCK_S, BLOCK], float("-inf"), tl.float32)
+    for first in range(0, splits, BLOCK_S):
+        i_s = first + tl.arange(0, BLOCK_S)[:, None]
+        m_s = (i_s < splits) & m_i[None, :]
+        b_new = tl.load(p_max + i_s * rows + o_r[None, :], mask=m_s, other=float("-inf"))
+        b_tops = tl.maximum(b_tops, b_new)
+    b_top = tl.where(m_i, tl.max(b_tops, 0), 0.0)
+    b_sums = tl.zeros([BLOCK_S, BLOCK], tl.float32)
+    b_outs = tl.zeros([BLOCK_S, BLOCK], tl.float32)
+    for first in range(0, splits, BLOCK_S):
+        i_s = first + tl.arange(0, BLOCK_S)[:, None]
+        m_s = (i_s < splits) & m_i[None, :]
+        o_s = i_s * rows + o_r[None, :]
+        b_w = tl.exp2(tl.load(p_max + o_s, mask=m_s, other=float("-inf")) - b_top[None, :])
+        b_sums += b_w * tl.load(p_sum + o_s, mask=m_s, other=0.0)
+        o_p = i_s.to(tl.int64) * size + i[None, :]
+        b_outs += b_w * tl.load(p_parts + o_p, mask=m_s, other=0.0)
+    b_sum = tl.sum(b_sums, 0)
+    b_out = tl.sum(b_outs, 0) / tl.where(m_i, b_sum, 1.0)
     tl.store(p_out + i, b_out.to(p_out.dtype.element_ty), mask=m_i)
     if p_exact is not None:
         tl.store(p_exact + i, b_out, mask=m_i)
-    tl.store(p_lse + o_r, (b_top + tl.log2(b_sum)) * LN_2, mask=m_i & (c % depth == 0))
+    b_lse = (b_top + tl.log2(tl.where(m_i, b_sum, 1.0))) * LN_2
+    tl.store(p_lse + o_r, b_lse, mask=m_i & (c % depth == 0))
 
 
 @triton.jit
@@ -168,7 +178,7 @@ def _forward_plan(*key: Any) -> tuple[int, Launch, Launch | None]:
         return 1, first, None
     second = Launch(
         _combine, ceil_div(size, COMBINE_BLOCK), cut.splits, size, rows, cut.tokens, cut.channels,
-        cut.channels // cut.heads, BLOCK=COMBINE_BLOCK,
+        cut.channels // cut.heads, BLOCK_S=COMBINE_SPLITS, BLOCK=COMBINE_BLOCK,
     )  # fmt: skip
     return cut.splits, first, second
 
