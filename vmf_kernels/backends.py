@@ -30,6 +30,7 @@ class Backend:
             them, else the exception that says why not (RuntimeError: the environment lacks
             something; NotImplementedError: the backend does not cover this call).
         run: takes the same arguments and computes the op.
+        device: the only one where it can run, which saves asking; None if there are several.
         slower: takes the same arguments; says in words why a later backend was measured to be
             faster for them, or returns None. Only "auto" asks.
     """
@@ -37,6 +38,7 @@ class Backend:
     name: str
     cannot_run: Callable[..., Exception | None]
     run: Callable[..., Any]
+    device: str | None = None
     slower: Callable[..., str | None] = lambda *prepared: None
 
 
@@ -89,8 +91,10 @@ class Op:
         Raises:
             RuntimeError, NotImplementedError: the one that `use_backend` asks for cannot.
         """
-        wanted = current_backend()
+        wanted, device = current_backend(), prepared[0].device.type
         for backend in self.backends:
+            if backend.device is not None and backend.device != device:
+                continue
             if wanted not in ("auto", backend.name) or backend.cannot_run(*prepared) is not None:
                 continue
             if wanted == backend.name or backend.slower(*prepared) is None:

@@ -88,7 +88,7 @@ OP = Op(
     NAME,
     prepare,
     (
-        Backend("cpu", cpu_cannot_run, _unbatched(library.depthwise_conv3d), _cpu_slower),
+        Backend("cpu", cpu_cannot_run, _unbatched(library.depthwise_conv3d), "cpu", _cpu_slower),
         Backend(
             "triton",
             _triton.cannot_run(library.triton_refuses),

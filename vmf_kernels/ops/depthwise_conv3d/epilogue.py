@@ -184,7 +184,7 @@ OP = Op(
     NAME,
     _prepare,
     (
-        Backend("cpu", dispatch.cpu_cannot_run, _unbatched(depthwise_conv3d_fused)),
+        Backend("cpu", dispatch.cpu_cannot_run, _unbatched(depthwise_conv3d_fused), "cpu"),
         Backend("reference", always, _unbatched(_reference)),
     ),
     extends=dispatch.OP,

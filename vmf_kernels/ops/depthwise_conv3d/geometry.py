@@ -48,9 +48,9 @@ def normalise(
 def output_size(
     input: Sequence[int],
     weight: Sequence[int],
-    stride: Triple,
-    padding: Padding,
-    dilation: Triple,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
 ) -> tuple[int, ...]:
     """Shape of the output for an input of (N, C, T, H, W) or (C, T, H, W).
 

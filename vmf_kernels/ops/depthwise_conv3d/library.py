@@ -27,8 +27,8 @@ def triton_refuses(
     input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any
 ) -> str | None:
     """What the Triton kernels do not cover, in words."""
-    size = output_size(input.shape[-5:], weight.shape, stride, padding, dilation)
-    return _too_much(input.shape[-4:], size[-4:], weight.shape[2:], stride, dilation)
+    output = output_size(input.shape, weight.shape, stride, padding, dilation)[-4:]
+    return _too_much(input.shape[-4:], output, weight.shape[2:], stride, dilation)
 
 
 def _grad_input_refuses(
@@ -46,7 +46,7 @@ def _grad_weight_refuses(
 def _too_much(input: Any, output: Any, kernel: Any, stride: Any, dilation: Any) -> str | None:
     if kernel[0] > TRITON_MOST_FRAMES:
         return f"its kernels have at most {TRITON_MOST_FRAMES} taps along T (got {kernel[0]})"
-    if any(s > 1 and d > 1 for s, d in zip(stride, dilation, strict=True)):
+    if max(dilation) > 1 and any(s > 1 and d > 1 for s, d in zip(stride, dilation, strict=True)):
         return f"no axis may have a stride and a dilation (got {stride} and {dilation})"
     for c, _, h, w in (input, output):
         if c * h * w >= TRITON_MOST_ELEMENTS:

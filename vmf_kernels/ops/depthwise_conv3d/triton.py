@@ -5,6 +5,7 @@ what is loaded for one tap in H and W serves all taps in T.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from vmf_kernels import tiles
 from vmf_kernels.layout import empty_in_layout, is_channels_last
+from vmf_kernels.ops.depthwise_conv3d.geometry import output_size
 from vmf_kernels.tiles import ceil_div, power_of_2
 from vmf_kernels.triton_kernels import Launch, dense, sum_launch
 
-Triple = tuple[int, int, int]
+Triple = tuple[int, ...]  # T, H, W
 
 
 @triton.jit
@@ -95,7 +97,7 @@ def _gather(
     units, from_t, from_h, from_w, to_t, to_h, to_w, off_t, off_h, off_w,
     tiles_c, tiles_p, tiles_t,
     ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr, SHARE: tl.constexpr, REPEAT: tl.constexpr,
-    KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    BY_TAPS: tl.constexpr, KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     IN_T: tl.constexpr, IN_H: tl.constexpr, IN_W: tl.constexpr,
     OUT_T: tl.constexpr, OUT_H: tl.constexpr, OUT_W: tl.constexpr,
     DIL_T: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
@@ -106,7 +108,8 @@ def _gather(
     Along each axis the elements written are i = r + OUT * ii, for residues r; they use the taps
     k = k0 + OUT * q and read ii * IN + base + q * DIL. Forward OUT is 1; backward it is the stride,
     IN is 1 and DIL is negative. `off` is what ii = q = 0 reads for OUT = 1. The weight is
-    (kT * kH * kW, channels). A channel written reads channel c // SHARE, or REPEAT channels.
+    (kT * kH * kW, channels) if BY_TAPS, else (channels, kT * kH * kW). A channel written reads
+    channel c // SHARE, or REPEAT channels.
     """
     pid = tl.program_id(0).to(tl.int64)
     i_c = (pid % tiles_c).to(tl.int32)
@@ -153,7 +156,13 @@ def _gather(
                 else:
                     source = c
                 o_x = _offsets(h, w, source, from_w, from_positions, read, from_t, CHANNELS_LAST)
-                p_tap = p_w + tap * (channels * REPEAT) + (source if REPEAT > 1 else c)
+                weight_c = source if REPEAT > 1 else c
+                if BY_TAPS:
+                    stride = KH * KW * REPEAT * channels
+                    p_tap = p_w + tap * (REPEAT * channels) + weight_c
+                else:
+                    stride = KH * KW
+                    p_tap = p_w + tap + weight_c * (KT * KH * KW)
                 for load in tl.static_range(LOADS):
                     t = base_t + FIRST + load
                     o_t = _frame(i_b, t.to(tl.int64), from_positions, read, from_t, CHANNELS_LAST)
@@ -161,7 +170,7 @@ def _gather(
                     b_x = tl.load(p_x + o_t + o_x, mask=m_t, other=0.0).to(tl.float32)
                     for a in tl.static_range(FRAMES):
                         b_y = _add_tap(
-                            b_y, b_x, p_tap, m_c, c, k_t, (KH * KW * REPEAT) * channels,
+                            b_y, b_x, p_tap, m_c, c, k_t, stride,
                             a, FIRST + load - a * IN_T, DIL_T, TAPS_T, OUT_T, KT,
                         )  # fmt: skip
     h, w = ii_h * OUT_H + r_h, ii_w * OUT_W + r_w
@@ -276,70 +285,105 @@ def _blocks(
     return block_t, block_p, block_c
 
 
-@tiles.planned
-def _gather_plan(
-    batch: int,
-    channels: int,
-    from_size: Triple,
-    to_size: Triple,
-    kernel: Triple,
-    stride: Triple,
-    padding: Triple,
-    dilation: Triple,
-    multiplier: int,
-    transposed: bool,
-    last: bool,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Launch:
-    """Of `channels` written; `padding` is that before, forward and backward."""
-    into, out = ((1, 1, 1), stride) if transposed else (stride, (1, 1, 1))
-    off = padding if transposed else tuple(-p for p in padding)
-    dil = tuple(-d for d in dilation) if transposed else dilation
+@dataclass(frozen=True)
+class Geometry:
+    """Of a call.
+
+    Attributes:
+        input, kernel, stride, before, dilation: of the three axes; `before` is the padding there.
+        output: sizes that follow.
+        batch: samples.
+        channels: of the output.
+        multiplier: output channels for each of the input.
+        last: whether features lie channels last.
+        dtype, device: of all tensors.
+    """
+
+    batch: int
+    channels: int
+    multiplier: int
+    input: Triple
+    output: Triple
+    kernel: Triple
+    stride: Triple
+    before: Triple
+    dilation: Triple
+    last: bool
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _gather_launch(of: Geometry, transposed: bool) -> tuple[bool, Launch]:
+    """Whether weights lie by taps, and the launch of the forward pass or the input gradient."""
+    into, out = ((1, 1, 1), of.stride) if transposed else (of.stride, (1, 1, 1))
+    off = of.before if transposed else tuple(-p for p in of.before)
+    dil = tuple(-d for d in of.dilation) if transposed else of.dilation
+    from_size, to_size = (of.output, of.input) if transposed else (of.input, of.output)
+    channels = of.channels // of.multiplier if transposed else of.channels
     frames, *sides = (ceil_div(n, o) for n, o in zip(to_size, out, strict=True))
     positions = math.prod(sides)
-    tile = tiles.choose("depthwise_conv3d", "gather", dtype, device, last)
-    reach = (ceil_div(kernel[0], out[0]) - 1) * dilation[0]
+    tile = tiles.choose("depthwise_conv3d", "gather", of.dtype, of.device, of.last)
+    reach = (ceil_div(of.kernel[0], out[0]) - 1) * of.dilation[0]
     block_t, block_p, block_c = _blocks(tile, channels, frames, positions, into[0], reach)
     tiles_c, tiles_p = ceil_div(channels, block_c), ceil_div(positions, block_p)
     tiles_t = ceil_div(frames, block_t)
     align = tiles.alignment(channels)
-    programs = batch * tiles_c * tiles_p * tiles_t * math.prod(out)
+    programs = of.batch * tiles_c * tiles_p * tiles_t * math.prod(out)
     names = (f"{kind}_{axis}" for kind in ("IN", "OUT", "DIL") for axis in "THW")
-    sizes = dict(zip(("KT", "KH", "KW", *names), (*kernel, *into, *out, *dil), strict=True))
-    return Launch(
+    sizes = dict(zip(("KT", "KH", "KW", *names), (*of.kernel, *into, *out, *dil), strict=True))
+    # A copy of the weights takes longer than all of a small call.
+    by_taps = of.last and of.batch * channels * math.prod(to_size) >= tile["copy_from"]
+    return by_taps, Launch(
         _gather, programs, channels // align, *from_size, *to_size, *off, tiles_c, tiles_p, tiles_t,
-        warps=tile["warps"], ALIGN=align, CHANNELS_LAST=last, SHARE=1 if transposed else multiplier,
-        REPEAT=multiplier if transposed else 1, **sizes,
-        FRAMES=block_t, BLOCK_P=block_p, BLOCK_C=block_c, UNROLL=tile["unroll"],
+        warps=tile["warps"], ALIGN=align, CHANNELS_LAST=of.last,
+        SHARE=1 if transposed else of.multiplier, REPEAT=of.multiplier if transposed else 1,
+        BY_TAPS=by_taps, **sizes, FRAMES=block_t, BLOCK_P=block_p, BLOCK_C=block_c,
+        UNROLL=tile["unroll"],
     )  # fmt: skip
 
 
-MOST_SUMS = 32  # of a program of the weight gradient, each in registers
+@tiles.planned
+def _forward_plan(
+    shape: tuple[int, ...], weight: tuple[int, ...], stride: Triple, padding: tuple[int, ...],
+    dilation: Triple, last: bool, dtype: torch.dtype, device: torch.device,
+) -> tuple[tuple[int, ...], bool, Launch]:  # fmt: skip
+    """Shape of the output, and what `_gather_launch` tells."""
+    batch, channels, *size = output_size(shape, weight, stride, padding, dilation)
+    of = Geometry(
+        batch, channels, channels // shape[1], tuple(shape[2:]), tuple(size), tuple(weight[2:]),
+        stride, padding[::2], dilation, last, dtype, device,
+    )  # fmt: skip
+    return (batch, channels, *size), *_gather_launch(of, False)
 
 
 @tiles.planned
-def _sums_plan(
-    batch: int,
-    channels: int,
-    from_size: Triple,
-    to_size: Triple,
-    kernel: Triple,
-    stride: Triple,
-    padding: Triple,
-    dilation: Triple,
-    multiplier: int,
-    last: bool,
-    dtype: torch.dtype,
+def _grad_input_plan(
+    shape: tuple[int, ...], weight: tuple[int, ...], output: tuple[int, ...], stride: Triple,
+    padding: tuple[int, ...], dilation: Triple, last: bool, dtype: torch.dtype,
     device: torch.device,
-) -> tuple[int, Launch, Launch | None]:
+) -> tuple[bool, Launch]:  # fmt: skip
+    """What `_gather_launch` tells."""
+    of = Geometry(
+        shape[0], weight[0], weight[0] // shape[1], shape[2:], tuple(output[2:]),
+        tuple(weight[2:]), stride, padding[::2], dilation, last, dtype, device,
+    )  # fmt: skip
+    return _gather_launch(of, True)
+
+
+@tiles.planned
+def _grad_weight_plan(
+    shape: tuple[int, ...], output: tuple[int, ...], kernel: Triple, stride: Triple,
+    padding: tuple[int, ...], dilation: Triple, last: bool, dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[int, Launch, Launch | None]:  # fmt: skip
     """Splits, the launch, and that of the second stage."""
+    batch, channels, *to_size = output
     kt, kh, kw = kernel
-    group_w = min(kw, max(1, MOST_SUMS // kt))
-    group_h = min(kh, max(1, MOST_SUMS // (kt * group_w)))
+    tile = tiles.choose("depthwise_conv3d", "sums", dtype, device, last)
+    group_w = min(kw, max(1, tile["sums"] // kt))
+    group_h = min(kh, max(1, tile["sums"] // (kt * group_w)))
     groups_h, groups_w = ceil_div(kh, group_h), ceil_div(kw, group_w)
     positions = to_size[1] * to_size[2]
-    tile = tiles.choose("depthwise_conv3d", "sums", dtype, device, last)
     reach = (kt - 1) * dilation[0]
     block_t, block_p, block_c = _blocks(tile, channels, to_size[0], positions, stride[0], reach)
     tiles_c, tiles_p = ceil_div(channels, block_c), ceil_div(positions, block_p)
@@ -354,17 +398,17 @@ def _sums_plan(
     sizes = dict(zip(("KT", "KH", "KW", *names), (*kernel, *stride, *dilation), strict=True))
     first = Launch(
         _sums, tiles_c * groups_h * groups_w * splits,
-        channels // align, *from_size, *to_size, *(-p for p in padding),
+        channels // align, *shape[2:], *to_size, *(-p for p in padding[::2]),
         tiles_c, tiles_p, tiles_t, groups_w, splits, steps, every, taps + channels,
-        warps=tile["warps"], ALIGN=align, CHANNELS_LAST=last, SHARE=multiplier, **sizes,
+        warps=tile["warps"], ALIGN=align, CHANNELS_LAST=last, SHARE=channels // shape[1], **sizes,
         GROUP_H=group_h, GROUP_W=group_w, FRAMES=block_t, BLOCK_P=block_p, BLOCK_C=block_c,
     )  # fmt: skip
     return splits, first, sum_launch(splits, taps, channels) if splits > 1 else None
 
 
-def _by_taps(weight: Tensor) -> Tensor:
-    """(taps, channels): a tap's weights of neighbouring channels are neighbours."""
-    return weight.flatten(1).t().contiguous()
+def _laid(weight: Tensor, by_taps: bool) -> Tensor:
+    """The weight as the kernel reads it: by taps, those of neighbouring channels are neighbours."""
+    return weight.flatten(1).t().contiguous() if by_taps else weight.contiguous()
 
 
 def depthwise_conv3d(
@@ -377,22 +421,13 @@ def depthwise_conv3d(
 ) -> Tensor:
     """Launches the forward kernel."""
     last = is_channels_last(input)
-    channels, _, *kernel = weight.shape
-    size = tuple(
-        (n + before + after - d * (k - 1) - 1) // s + 1
-        for n, before, after, d, k, s in zip(
-            input.shape[2:], padding[::2], padding[1::2], dilation, kernel, stride, strict=True
-        )
-    )
-    output = empty_in_layout(input, (input.shape[0], channels, *size), last)
-    launch = _gather_plan(
-        input.shape[0], channels, tuple(input.shape[2:]), size, tuple(kernel), tuple(stride),
-        tuple(padding[::2]), tuple(dilation), channels // input.shape[1], False, last, input.dtype,
-        input.device,
+    shape, by_taps, launch = _forward_plan(
+        input.shape, weight.shape, tuple(stride), tuple(padding), tuple(dilation), last,
+        input.dtype, input.device,
     )  # fmt: skip
-    launch(
-        dense(input, last), _by_taps(weight), None if bias is None else bias.contiguous(), output
-    )
+    output = empty_in_layout(input, shape, last)
+    bias = None if bias is None else bias.contiguous()
+    launch(dense(input, last), _laid(weight, by_taps), bias, output)
     return output
 
 
@@ -406,14 +441,13 @@ def depthwise_conv3d_grad_input(
 ) -> Tensor:
     """Launches the same kernel the other way."""
     last = is_channels_last(grad_output)
-    batch, channels, *size = input_size
-    result = empty_in_layout(grad_output, (batch, channels, *size), last)
-    launch = _gather_plan(
-        batch, channels, tuple(grad_output.shape[2:]), tuple(size), tuple(weight.shape[2:]),
-        tuple(stride), tuple(padding[::2]), tuple(dilation), weight.shape[0] // channels, True,
+    shape = tuple(input_size)
+    by_taps, launch = _grad_input_plan(
+        shape, weight.shape, grad_output.shape, tuple(stride), tuple(padding), tuple(dilation),
         last, grad_output.dtype, grad_output.device,
     )  # fmt: skip
-    launch(dense(grad_output, last), _by_taps(weight), None, result)
+    result = empty_in_layout(grad_output, shape, last)
+    launch(dense(grad_output, last), _laid(weight, by_taps), None, result)
     return result
 
 
@@ -428,10 +462,9 @@ def depthwise_conv3d_grad_weight(
     """Launches the kernel of the sums, and the sum of its parts where there are several."""
     last = is_channels_last(input)
     channels = grad_output.shape[1]
-    splits, first, second = _sums_plan(
-        input.shape[0], channels, tuple(input.shape[2:]), tuple(grad_output.shape[2:]),
-        tuple(kernel_size), tuple(stride), tuple(padding[::2]), tuple(dilation),
-        channels // input.shape[1], last, input.dtype, input.device,
+    splits, first, second = _grad_weight_plan(
+        input.shape, grad_output.shape, tuple(kernel_size), tuple(stride), tuple(padding),
+        tuple(dilation), last, input.dtype, input.device,
     )  # fmt: skip
     grad_weight = input.new_empty((channels, 1, *kernel_size))
     grad_bias = input.new_empty((channels,))

@@ -49,7 +49,7 @@ OP = Op(
     NAME,
     _prepare,
     (
-        Backend("cpu", cpu_cannot_run, library.dynamic_relu),
+        Backend("cpu", cpu_cannot_run, library.dynamic_relu, "cpu"),
         Backend("triton", _triton.cannot_run(), library.dynamic_relu),
         Backend("reference", always, reference.dynamic_relu),
     ),

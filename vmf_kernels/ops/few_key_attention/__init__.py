@@ -71,7 +71,7 @@ OP = Op(
     NAME,
     _prepare,
     (
-        Backend("cpu", cpu_cannot_run, library.few_key_attention),
+        Backend("cpu", cpu_cannot_run, library.few_key_attention, "cpu"),
         Backend("triton", _triton.cannot_run(_triton_refuses), library.few_key_attention),
         Backend("reference", always, reference.few_key_attention),
     ),

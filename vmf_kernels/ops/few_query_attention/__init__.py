@@ -57,7 +57,7 @@ OP = Op(
     NAME,
     _prepare,
     (
-        Backend("cpu", cpu_cannot_run, _run),
+        Backend("cpu", cpu_cannot_run, _run, "cpu"),
         Backend("triton", _triton.cannot_run(_triton_refuses), _run),
         Backend("reference", always, reference.few_query_attention),
     ),
