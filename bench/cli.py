@@ -1,6 +1,7 @@
 """`python -m bench`: one run, from its options to its files."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -63,18 +64,24 @@ class Session:
             tell("warning: this machine is busy with other work; expect wide spreads")
         roofline = self._roofline()
         interrupted = False
+        # A time limit ends a run as Ctrl-C does: what was measured until then is not lost.
+        handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             for result in self._measure():
                 self.results.append(result)
         except KeyboardInterrupt:
             interrupted = True
             tell("interrupted: what follows is what was measured until then")
+        finally:
+            signal.signal(signal.SIGTERM, handler)
         roofline = roofline.raised_by(self._roofline())
         seconds = time.perf_counter() - begin
         text = self._text(roofline, seconds, interrupted)
         print(text)
-        if self.out is not None and not interrupted:
-            self._write(self.out, text, roofline)
+        if self.out is not None:
+            # A run that was cut short never takes the place of a whole one.
+            stem = f"{self.stem}-interrupted" if interrupted else self.stem
+            self._write(self.out / stem, text, roofline)
         wrong = sum(bool(r.wrong) for r in self.results)
         if wrong:
             tell(f"{wrong} of {len(self.results)} comparisons: our numbers are WRONG (see above)")
@@ -95,7 +102,7 @@ class Session:
             self.plan.red.update(red_ops(list(dict.fromkeys(t.bench.name for t in todo)), tell))
         return suite.run(todo, self.plan, tell)
 
-    def _write(self, folder: Path, text: str, roofline: machine.Roofline) -> None:
+    def _write(self, stem: Path, text: str, roofline: machine.Roofline) -> None:
         files = {
             ".csv": results.csv_text(self.results, self.facts, roofline),
             ".md": text + "\n",
@@ -104,7 +111,7 @@ class Session:
             columns = list(self.breakdowns[0])
             files["-breakdown.csv"] = results.table_text(self.breakdowns, columns, self.facts)
         for ending, content in files.items():
-            path = folder / f"{self.stem}{ending}"
+            path = stem.with_name(f"{stem.name}{ending}")
             write_atomically(path, content)
             tell(f"wrote {path}")
 

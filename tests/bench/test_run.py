@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -170,12 +172,15 @@ def test_networks_both_phases_and_layouts(capsys, tmp_path: Path):
     assert "training step,float32,ours," in told.replace("2x3x2x32x32,", "") and "# cpu: " in told
 
 
-def test_interrupting_shows_what_is_there_and_writes_nothing(tmp_path: Path, capsys, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
+def test_what_was_measured_before_a_signal_is_shown_and_kept(
+    number: int, tmp_path: Path, capsys, monkeypatch
+):
     begun = []
 
     def compare(task, plan):
         if begun:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
         begun.append(task)
         return original(task, plan)
 
@@ -184,7 +189,11 @@ def test_interrupting_shows_what_is_there_and_writes_nothing(tmp_path: Path, cap
     assert cli.main(["--quick", "--only", "dynamic_relu", "--out", str(tmp_path)]) == 130
     text = capsys.readouterr().out
     assert "interrupted: not all cases" in text and "### dynamic_relu: forward, float32" in text
-    assert not list(tmp_path.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "ops-cpu-quick-interrupted.csv",
+        "ops-cpu-quick-interrupted.md",
+    }
+    assert "interrupted" in (tmp_path / "ops-cpu-quick-interrupted.md").read_text()
 
 
 @pytest.mark.parametrize(

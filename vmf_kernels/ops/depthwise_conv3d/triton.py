@@ -322,7 +322,8 @@ def _gather_launch(of: Geometry, transposed: bool) -> tuple[bool, Launch]:
     channels = of.channels // of.multiplier if transposed else of.channels
     frames, *sides = (ceil_div(n, o) for n, o in zip(to_size, out, strict=True))
     positions = math.prod(sides)
-    tile = tiles.choose("depthwise_conv3d", "gather", of.dtype, of.device, of.last)
+    taps = math.prod(of.kernel)
+    tile = tiles.choose("depthwise_conv3d", "gather", of.dtype, of.device, of.last, taps=taps)
     reach = (ceil_div(of.kernel[0], out[0]) - 1) * of.dilation[0]
     block_t, block_p, block_c = _blocks(tile, channels, frames, positions, into[0], reach)
     tiles_c, tiles_p = ceil_div(channels, block_c), ceil_div(positions, block_p)
