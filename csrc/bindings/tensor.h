@@ -110,10 +110,12 @@ class DirectCall {
 
 // Asks the system to back fresh memory with pages of 2 MiB. It maps the tensor's pages when they
 // are first written, one by one, which takes longer than the arithmetic: 10,000 times 0.8 us for 40
-// MB, at every call, since blocks that large go back to the system when they are freed.
+// MB. The C library returns blocks of 32 MB and more to the system whenever they are freed, so this
+// happens at every call; smaller ones it mostly hands out again, and a rare fault of a large page
+// costs more than those of small ones (6 ms for 10 MB, instead of 2).
 inline void prefer_huge_pages(const Tensor& tensor) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kPage = uintptr_t{2} << 20, kWorthIt = 2 * kPage;
+  constexpr uintptr_t kPage = uintptr_t{2} << 20, kWorthIt = 16 * kPage;
   const auto begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
   const uintptr_t bytes = static_cast<uintptr_t>(tensor.numel()) * tensor.element_size();
   if (bytes < kWorthIt || !tensor.is_cpu()) return;

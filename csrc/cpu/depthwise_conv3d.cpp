@@ -41,8 +41,7 @@ struct GatherPlan {
         fetch_ahead(prefetch_pays(activation_bytes(s)) && !(in_place && along_t)) {
     const int64_t column_bytes = kBlock * (s.dtype == DType::f64 ? 8 : 4);
     split = Split(w.to > 0 ? s.batch : 0, channels, s.channels_last, t, h,
-                  repeat * t.span(1) * columns.width * column_bytes, work(s), in_place,
-                  in_place && along_t);
+                  repeat * t.span(1) * columns.width * column_bytes, work(s), in_place);
   }
 
   Axis t, h, w;

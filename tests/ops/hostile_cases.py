@@ -144,6 +144,13 @@ _IN_PLACE = (
     ]
 )
 
+# More samples than the kernels cut a pass into items.
+_SAMPLES = [
+    Case(f"samples_40_kernel_{t}x{h}x{w}", (3, 2, 2), (t, h, w), c, batch=40, padding="same")
+    for c in (8, 32)
+    for t, h, w in [(3, 1, 1), (1, 3, 3), (3, 3, 3)]
+]
+
 HOSTILE = [
     *_KERNELS,
     *_STRIDES,
@@ -154,4 +161,5 @@ HOSTILE = [
     *_WIDTHS,
     *_SIZES,
     *_IN_PLACE,
+    *_SAMPLES,
 ]
