@@ -1,9 +1,11 @@
 """The rules that leave a forward to PyTorch, against the measurements that they come from."""
 
 import csv
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,22 @@ from vmf_kernels import depthwise_conv3d, explain, use_backend
 
 MEASURED = (
     Path(__file__).parents[2]
-    / "bench/results/amd-epyc-avx512-2-cores/depthwise_conv3d-crossover.csv"
+    / "bench/results/amd-epyc-family-26-model-2-avx512-2-cores/depthwise_conv3d-crossover.csv"
 )
-SLOWER = {"lanes": (2, 12, 8, 28, 28), "few taps": (2, 768, 8, 14, 14)}
 SAME = (0, 0, 1, 1, 1, 1)
+# The words of a rule, its instruction set, a shape, and what differs from 1x3x3 at stride 1.
+SLOWER: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
+    "lanes": ("avx512", (4, 12, 8, 28, 28), {}),
+    "few taps": ("avx2", (1, 768, 8, 14, 14), {}),
+    "along T": ("avx2", (1, 384, 8, 28, 28), {"kernel": (3, 1, 1), "padding": (1, 1, 0, 0, 0, 0)}),
+    "stride 2": (
+        "avx512",
+        (1, 384, 8, 28, 28),
+        {"kernel": (3, 3, 3), "stride": (1, 2, 2), "padding": (1,) * 6},
+    ),
+}
+# Rows of one call differ so much from run to run: a rule is for a kind of call.
+NOISE = 1.1
 
 
 @pytest.fixture
@@ -24,6 +38,14 @@ def isa(extension: ModuleType) -> Iterator[ModuleType]:
     before = extension.current_isa()
     yield extension
     extension.set_isa(before)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """`torch.set_num_threads`; restored afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 def reason(
@@ -44,65 +66,92 @@ def reason(
     return found
 
 
-def test_no_rule_names_a_call_that_was_measured_faster(isa: ModuleType) -> None:
-    named = 0
+def test_rules_name_calls_that_were_measured_slower(
+    isa: ModuleType, threads: Callable[[int], None]
+) -> None:
+    ratios: dict[str, list[float]] = {}
     with MEASURED.open() as file:
         for row in csv.DictReader(file):
-            if row["isa"] not in isa.supported_isas() or int(row["multiplier"]) != 1:
+            if row["isa"] not in isa.supported_isas():
                 continue
             isa.set_isa(row["isa"])
+            threads(int(row["threads"]))
             size, kernel, stride, pad = (
                 tuple(int(n) for n in row[name].split("x"))
                 for name in ("input", "kernel", "stride", "padding")
             )
             shape = (int(row["batch"]), int(row["channels"]), *size)
             padding = tuple(p for p in pad for _ in range(2))
-            if reason(isa, shape, kernel, stride, padding) is not None:
-                named += 1
-                assert float(row["ratio"]) < 1, row
-    assert named == (6 if "avx512" in isa.supported_isas() else 0)
+            found = reason(isa, shape, kernel, stride, padding)
+            if found is not None:
+                ratios.setdefault(f"{row['isa']}: {found}", []).append(float(row["ratio"]))
+                assert float(row["ratio"]) < NOISE, row
+    for rule, measured in ratios.items():
+        assert len(measured) >= 4 and math.prod(measured) ** (1 / len(measured)) < 0.9, rule
+    assert len(ratios) == sum(
+        {"avx2": 2, "avx512": 3}.get(name, 0) for name in isa.supported_isas()
+    )
 
 
 @pytest.mark.parametrize("rule", SLOWER)
-def test_each_rule(rule: str, isa: ModuleType) -> None:
-    if "avx512" not in isa.supported_isas():
-        pytest.skip("this CPU has no avx512, for which the rules are")
-    isa.set_isa("avx512")
-    assert rule in str(reason(isa, SLOWER[rule]))
-    isa.set_isa("avx2")
-    assert reason(isa, SLOWER[rule]) is None
+def test_each_rule(rule: str, isa: ModuleType, threads: Callable[[int], None]) -> None:
+    name, shape, options = SLOWER[rule]
+    if name not in isa.supported_isas():
+        pytest.skip(f"this CPU has no {name}, for which the rule is")
+    isa.set_isa(name)
+    threads(2)
+    assert rule in str(reason(isa, shape, **options))
+    isa.set_isa("baseline")
+    assert reason(isa, shape, **options) is None
+
+
+def test_along_t_it_is_several_threads_that_are_faster(
+    isa: ModuleType, threads: Callable[[int], None]
+) -> None:
+    name, shape, options = SLOWER["along T"]
+    if name not in isa.supported_isas():
+        pytest.skip(f"this CPU has no {name}, for which the rule is")
+    isa.set_isa(name)
+    threads(1)
+    assert reason(isa, shape, **options) is None
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"dtype": torch.bfloat16}, {"channels_last": False}, {"stride": (1, 2, 2)}],
+    [{"dtype": torch.bfloat16}, {"channels_last": False}, {"stride": (1, 3, 3)}],
     ids=str,
 )
 def test_rules_hold_only_where_they_were_measured(
-    change: dict[str, object], isa: ModuleType
+    change: dict[str, object], isa: ModuleType, threads: Callable[[int], None]
 ) -> None:
-    for shape in SLOWER.values():
-        assert reason(isa, shape, **change) is None  # type: ignore[arg-type]
+    threads(2)
+    for name, shape, options in SLOWER.values():
+        if name in isa.supported_isas():
+            isa.set_isa(name)
+            assert reason(isa, shape, **{**options, **change}) is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rule", SLOWER)
-def test_dispatch_and_explain(rule: str, isa: ModuleType) -> None:
+def test_dispatch_and_explain(rule: str, isa: ModuleType, threads: Callable[[int], None]) -> None:
     """PyTorch's op runs, unless a gradient is wanted or the kernel is asked for; all say so."""
-    if "avx512" not in isa.supported_isas():
-        pytest.skip("this CPU has no avx512, for which the rules are")
-    isa.set_isa("avx512")
-    x = torch.randn(SLOWER[rule]).contiguous(memory_format=torch.channels_last_3d)
-    weight = torch.randn(x.shape[1], 1, 1, 3, 3)
-    record = explain(depthwise_conv3d, x, weight, padding=(0, 1, 1))[0]
+    name, shape, options = SLOWER[rule]
+    if name not in isa.supported_isas():
+        pytest.skip(f"this CPU has no {name}, for which the rule is")
+    isa.set_isa(name)
+    threads(2)
+    x = torch.randn(shape).contiguous(memory_format=torch.channels_last_3d)
+    weight = torch.randn(x.shape[1], 1, *options.get("kernel", (1, 3, 3)))
+    settings = (None, options.get("stride", 1), options.get("padding", SAME)[::2])
+    record = explain(depthwise_conv3d, x, weight, *settings)[0]
     assert record.backend == "reference"
     assert rule in record.reason and "PyTorch is faster" in record.reason
     with use_backend("cpu"):
-        assert explain(depthwise_conv3d, x, weight, padding=(0, 1, 1))[0].backend == "cpu"
-        forced = depthwise_conv3d(x, weight, padding=(0, 1, 1))
+        assert explain(depthwise_conv3d, x, weight, *settings)[0].backend == "cpu"
+        forced = depthwise_conv3d(x, weight, *settings)
     weight.requires_grad_()
-    assert explain(depthwise_conv3d, x, weight, padding=(0, 1, 1))[0].backend == "cpu"
+    assert explain(depthwise_conv3d, x, weight, *settings)[0].backend == "cpu"
     with torch.no_grad():
-        chosen = depthwise_conv3d(x, weight, padding=(0, 1, 1))
-    expected = torch.nn.functional.conv3d(x, weight, padding=(0, 1, 1), groups=x.shape[1])
+        chosen = depthwise_conv3d(x, weight, *settings)
+    expected = torch.nn.functional.conv3d(x, weight, *settings, groups=x.shape[1])
     assert torch.equal(chosen, expected)
-    torch.testing.assert_close(forced, expected)
+    torch.testing.assert_close(forced, expected, rtol=1e-4, atol=1e-4)
