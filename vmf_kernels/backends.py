@@ -33,6 +33,7 @@ class Backend:
         device: the only one where it can run, which saves asking; None if there are several.
         slower: takes the same arguments; says in words why a later backend was measured to be
             faster for them, or returns None. Only "auto" asks.
+        how: takes the same arguments; says in words how its kernels are set for them.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Backend:
     run: Callable[..., Any]
     device: str | None = None
     slower: Callable[..., str | None] = lambda *prepared: None
+    how: Callable[..., str] = lambda *prepared: ""
 
 
 class Op:

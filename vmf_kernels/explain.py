@@ -21,12 +21,14 @@ class Record:
         swapped: the layer is one of this library's.
         backend: that would run it, or "pytorch" where the layer is PyTorch's own.
         reason: why no faster backend runs it; empty where the fastest one does.
+        tile: how a GPU kernel's tiles are cut, and why; empty for others.
     """
 
     name: str
     swapped: bool
     backend: str
     reason: str
+    tile: str = ""
 
 
 class Records(list[Record]):
@@ -34,7 +36,15 @@ class Records(list[Record]):
 
     def __str__(self) -> str:
         rows = [("name", "swapped", "backend", "reason")]
-        rows += [(r.name, "yes" if r.swapped else "no", r.backend, r.reason) for r in self]
+        rows += [
+            (
+                r.name,
+                "yes" if r.swapped else "no",
+                r.backend,
+                "; ".join(filter(None, (r.reason, r.tile))),
+            )
+            for r in self
+        ]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = []
         for row in rows:
@@ -89,7 +99,7 @@ def _explain_call(name: str, function: Callable[..., Any], *args: Any, **kwargs:
         if kernels == chosen.name:
             break
         reasons.append(f"{kernels}: {op.refusal(kernels, *prepared)}")
-    return Record(name, True, chosen.name, "; ".join(reasons))
+    return Record(name, True, chosen.name, "; ".join(reasons), chosen.how(*prepared))
 
 
 def _is_depthwise(module: nn.Module) -> bool:

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from vmf_kernels.layout import is_channels_last
+
 Forced = Mapping[str, Mapping[str, int]]
 # Of the process, not of a thread: backward passes on a GPU run in a thread of PyTorch's.
 _forced: Forced | None = None
@@ -95,6 +97,12 @@ def choose(
     if _forced is not None and f"{op}.{kernel}" in _forced:
         return Tile({**tile.sizes, **_forced[f"{op}.{kernel}"]}, "asked for by tiles.forced")
     return tile
+
+
+def told(op: str, kernel: str, features: torch.Tensor, **facts: int) -> str:
+    """The tile of the forward kernel of a call, in words."""
+    last = is_channels_last(features)
+    return str(choose(op, kernel, features.dtype, features.device, last, **facts))
 
 
 @lru_cache(maxsize=4096)

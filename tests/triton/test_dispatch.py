@@ -42,7 +42,9 @@ def test_auto_takes_triton_on_cuda(name: str) -> None:
     for dtype in _triton.DTYPES:
         tensors = [on_cuda(mode, x) for x in function_call(name, dtype=dtype)[1]]
         with use_backend("auto"), mode:
-            assert backend_of(name, tensors).backend == "triton"
+            record = backend_of(name, tensors)
+            assert record.backend == "triton"
+            assert "elements" in record.tile and "warps" in record.tile
 
 
 @pytest.mark.parametrize("name", OPS)

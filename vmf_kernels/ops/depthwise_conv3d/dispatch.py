@@ -1,11 +1,12 @@
 """How a call is checked, and which backend runs it."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vmf_kernels import _extension, _triton
+from vmf_kernels import _extension, _triton, tiles
 from vmf_kernels.backends import Backend, Op, always
 from vmf_kernels.backends import cpu_cannot_run as no_cpu_kernel
 from vmf_kernels.checks import autocast, check_tensors
@@ -84,6 +85,11 @@ def _cpu_slower(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: A
     return reason
 
 
+def _tile(input: Tensor, weight: Tensor, *rest: Any) -> str:
+    features = input if input.dim() == 5 else input.unsqueeze(0)
+    return tiles.told(NAME, "gather", features, taps=math.prod(weight.shape[2:]))
+
+
 OP = Op(
     NAME,
     prepare,
@@ -93,6 +99,7 @@ OP = Op(
             "triton",
             _triton.cannot_run(library.triton_refuses),
             _unbatched(library.depthwise_conv3d),
+            how=_tile,
         ),
         Backend("reference", always, _unbatched(reference.depthwise_conv3d)),
     ),

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vmf_kernels import _triton
+from vmf_kernels import _triton, tiles
 from vmf_kernels.backends import Backend, Op, always, cpu_cannot_run
 from vmf_kernels.checks import autocast, check_tensors
 from vmf_kernels.ops.dynamic_relu import library, reference
@@ -45,12 +45,16 @@ def _prepare(features: Tensor, a1: Tensor, a2: Tensor) -> tuple[Any, ...]:
     return features, a1, a2
 
 
+def _tile(features: Tensor, *rest: Any) -> str:
+    return tiles.told(NAME, "forward", features)
+
+
 OP = Op(
     NAME,
     _prepare,
     (
         Backend("cpu", cpu_cannot_run, library.dynamic_relu, "cpu"),
-        Backend("triton", _triton.cannot_run(), library.dynamic_relu),
+        Backend("triton", _triton.cannot_run(), library.dynamic_relu, how=_tile),
         Backend("reference", always, reference.dynamic_relu),
     ),
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vmf_kernels import _triton
+from vmf_kernels import _triton, tiles
 from vmf_kernels.backends import Backend, Op, always, cpu_cannot_run
 from vmf_kernels.checks import autocast, check_attention, check_tensors, default_scale
 from vmf_kernels.ops.few_key_attention import library, reference
@@ -67,12 +67,18 @@ def _triton_refuses(
     return _triton.attention_refuses(features, key, num_heads)
 
 
+def _tile(features: Tensor, *rest: Any) -> str:
+    return tiles.told(NAME, "forward", features, channels=features.shape[1])
+
+
 OP = Op(
     NAME,
     _prepare,
     (
         Backend("cpu", cpu_cannot_run, library.few_key_attention, "cpu"),
-        Backend("triton", _triton.cannot_run(_triton_refuses), library.few_key_attention),
+        Backend(
+            "triton", _triton.cannot_run(_triton_refuses), library.few_key_attention, how=_tile
+        ),
         Backend("reference", always, reference.few_key_attention),
     ),
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vmf_kernels import _triton
+from vmf_kernels import _triton, tiles
 from vmf_kernels.backends import Backend, Op, always, cpu_cannot_run
 from vmf_kernels.checks import autocast, check_attention, check_tensors, default_scale
 from vmf_kernels.ops.few_query_attention import library, reference
@@ -53,12 +53,16 @@ def _triton_refuses(query: Tensor, features: Tensor, num_heads: int, *rest: Any)
     return _triton.attention_refuses(features, query, num_heads)
 
 
+def _tile(query: Tensor, features: Tensor, *rest: Any) -> str:
+    return tiles.told(NAME, "forward", features, channels=features.shape[1])
+
+
 OP = Op(
     NAME,
     _prepare,
     (
         Backend("cpu", cpu_cannot_run, _run, "cpu"),
-        Backend("triton", _triton.cannot_run(_triton_refuses), _run),
+        Backend("triton", _triton.cannot_run(_triton_refuses), _run, how=_tile),
         Backend("reference", always, reference.few_query_attention),
     ),
 )
