@@ -72,6 +72,19 @@ def test_numbers(path: str, dtype: torch.dtype) -> None:
             assert is_dense(ours[0], layout) and is_dense(ours[1], layout)
 
 
+@pytest.mark.parametrize("layout", DENSE)
+def test_splits_are_summed_in_one_order(layout: str) -> None:
+    x, w = torch.randn(1, 5, 3, 4, 5, device=DEVICE), torch.randn(5, 1, 1, 3, 3, device=DEVICE)
+    x = DENSE[layout](x)
+
+    def run() -> list[Tensor | None]:
+        return gradients(lambda w: depthwise_conv3d(x, w, None, 1, (0, 1, 1)), [w], x)
+
+    with forced(tiles(TILES)):
+        first, second = run(), run()
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_strides(layout: str) -> None:
     x, w = torch.randn(2, 4, 2, 2, 3, device=DEVICE), torch.randn(4, 1, 1, 3, 2, device=DEVICE)
@@ -83,6 +96,15 @@ def test_any_strides(layout: str) -> None:
 
     for a, b in zip(run(LAYOUTS[layout](x), strided, g), run(x, w, g.contiguous()), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("layout", DENSE)
+def test_no_samples(layout: str) -> None:
+    x, w = torch.empty(0, 3, 2, 3, 4, device=DEVICE), torch.randn(3, 1, 3, 3, 3, device=DEVICE)
+    x = DENSE[layout](x)
+    y, grad_x, grad_w = gradients(lambda x, w: depthwise_conv3d(x, w, None, 1, 1), [x, w], x)
+    assert y.shape == grad_x.shape == x.shape
+    assert torch.equal(grad_w, torch.zeros_like(w))
 
 
 def test_a_sample_without_a_batch() -> None:

@@ -392,7 +392,7 @@ def _grad_weight_plan(
     every = batch * tiles_t * tiles_p
     wanted = ceil_div(tile["programs"], tiles_c * groups_h * groups_w)
     steps = max(1, min(tile["steps"], every // wanted))
-    splits = ceil_div(every, steps)
+    splits = max(1, ceil_div(every, steps))  # sums of nothing are zero, and must be written
     taps = math.prod(kernel) * channels
     align = tiles.alignment(channels)
     names = (f"{kind}_{axis}" for kind in ("IN", "DIL") for axis in "THW")
