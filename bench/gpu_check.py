@@ -19,6 +19,11 @@ from bench import machine
 from bench.ops import BENCHES
 
 NO_TESTS = 5  # status of a pytest run that found no test
+# Names of tests of the Triton kernels: tails, strides, groups, splits, a second stage.
+FEW = (
+    *("cube", "strided-", "groups_of_taps", "many_tiles_and_splits"),
+    *("odd_everything", "several_steps", "splits_of_several_steps", "odd_heads"),
+)
 SANITIZER = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "compute-sanitizer")
 
 
@@ -77,14 +82,15 @@ def steps(folder: str) -> list[Step]:
         ),
     ]
     sanitizer = shutil.which("compute-sanitizer") or shutil.which(str(SANITIZER))
-    few = ("--quick", "--check-only", "--sample", "2")
     found += [
         Step(
-            f"{tool} over a few layers of every op",
+            f"{tool} over a few tests of every kernel",
             (
                 (
                     *(sanitizer or "compute-sanitizer", "--tool", tool, "--error-exitcode", "86"),
-                    *(*bench, *few),
+                    # Not the compiler's processes.
+                    *("--target-processes", "application-only"),
+                    *(*pytest, "tests/triton", "-k", f"test_numbers and ({' or '.join(FEW)})"),
                 ),
             ),
             # With an allocation of its own for each tensor, an access beside it is an error.

@@ -1,12 +1,13 @@
 """`make gpu-check`, as far as a machine without a GPU can tell."""
 
 import re
+import subprocess
 import sys
 
 import pytest
 import torch
 
-from bench import gpu_check
+from bench import gpu_check, machine
 from bench.gpu_check import Step
 from bench.ops import BENCHES
 
@@ -50,6 +51,17 @@ def test_the_parts_are_all_layers():
         for case in bench.cases():
             matching = [p for p in gpu_check._parts() if re.search(p, f"{name} {case} forward")]
             assert len(matching) == 1, (name, case)
+
+
+def test_the_sanitizers_see_every_kernel():
+    (command,) = next(s for s in gpu_check.steps("results") if "memcheck" in s.title).commands
+    arguments = command[command.index("tests/triton") :]
+    told = subprocess.run(
+        (sys.executable, "-m", "pytest", "--collect-only", "-q", *arguments),
+        capture_output=True, text=True, cwd=machine.ROOT,
+    ).stdout  # fmt: skip
+    for name in BENCHES:
+        assert f"test_{name}.py::test_numbers[" in told, told
 
 
 def code(status: int) -> tuple[tuple[str, ...], ...]:

@@ -66,11 +66,11 @@ def source(kernel: JITFunction, values: dict[str, Any]) -> ASTSource:
             signature[parameter.name], constants[parameter.name] = "constexpr", value
         elif isinstance(value, float):
             signature[parameter.name] = "fp32"
-        elif value == 1:
+        elif value == 1 and not parameter.do_not_specialize:
             signature[parameter.name], constants[parameter.name] = "constexpr", 1
         else:
             signature[parameter.name] = "i32" if value < 2**31 else "i64"
-            if value % 16 == 0:
+            if value % 16 == 0 and not parameter.do_not_specialize:
                 attributes[(i,)] = ALIGNED
     return ASTSource(kernel, signature, constants, attributes)
 

@@ -47,6 +47,26 @@ def test_auto_takes_triton_on_cuda(name: str) -> None:
             assert "elements" in record.tile and "warps" in record.tile
 
 
+@pytest.mark.parametrize(
+    "channels, side, dtype, backend",
+    [
+        (192, 7, torch.float32, "reference"),
+        (192, 7, torch.bfloat16, "triton"),
+        (190, 7, torch.float32, "triton"),
+        (192, 8, torch.float32, "triton"),
+    ],
+)
+def test_wide_heads_with_few_positions_go_to_matmul_in_float32(
+    channels: int, side: int, dtype: torch.dtype, backend: str
+) -> None:
+    with use_backend("auto"), FakeTensorMode():
+        query = torch.empty(8, 6, channels, dtype=dtype, device="cuda")
+        features = torch.empty(8, channels, 8, side, side, dtype=dtype, device="cuda")
+        record = explain(vmf_kernels.few_query_attention, query, features, 2)[0]
+    assert record.backend == backend
+    assert ("PyTorch's matmul is faster" in record.reason) == (backend == "reference")
+
+
 @pytest.mark.parametrize("name", OPS)
 def test_float64_goes_to_the_reference_and_says_why(name: str) -> None:
     mode = FakeTensorMode()

@@ -19,6 +19,10 @@ from vmf_kernels.tiles import ceil_div, power_of_2
 from vmf_kernels.triton_kernels import Launch, dense, sum_launch
 
 Triple = tuple[int, ...]  # T, H, W
+# What one compiled kernel serves whatever its value: else a new size would be a new compilation.
+SIZES = ("units", "tiles_c", "tiles_p", "tiles_t") + tuple(
+    f"{kind}_{axis}" for kind in ("from", "to", "off") for axis in "thw"
+)
 
 
 @triton.jit
@@ -91,7 +95,7 @@ def _add_product(
         return b_sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _gather(
     p_x, p_w, p_bias, p_y,
     units, from_t, from_h, from_w, to_t, to_h, to_w, off_t, off_h, off_w,
@@ -186,7 +190,7 @@ def _gather(
         tl.store(p_y + o_t + o_y, b_out, mask=m_y & _inside(t, to_t, BLOCK_P))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=(*SIZES, "splits", "steps", "every"))
 def _sums(
     p_g, p_x, p_gw, p_gb,
     units, from_t, from_h, from_w, to_t, to_h, to_w, off_t, off_h, off_w,

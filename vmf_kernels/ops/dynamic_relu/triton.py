@@ -17,7 +17,7 @@ from vmf_kernels.tiles import Tile, ceil_div
 from vmf_kernels.triton_kernels import Launch, dense, sum_launch
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows", "units", "tiles_r", "tiles_c"))
 def _forward(
     p_x, p_a1, p_a2, p_y, rows, units, tiles_r, tiles_c,
     ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -44,7 +44,7 @@ def _forward(
     tl.store(p_y + offsets, b_y.to(p_y.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows", "units", "tiles_k", "splits", "steps"))
 def _backward(
     p_g, p_x, p_a1, p_a2, p_gx, p_s1, p_s2, part, rows, units, tiles_k, splits, steps,
     ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
