@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench import isa, machine
 
-SAMPLE = 12  # cases of each op in 16 bits
+SAMPLE = 6  # cases of each op in 16 bits
 # Their tests ran before: those of float32.
 SIXTEEN_BITS = (
     "--skip-tests",
