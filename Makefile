@@ -25,7 +25,7 @@ lint: $(VENV)/installed ## ruff, mypy and clang-format, all of them read-only
 	$(PY) -m mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $(CPP) $(TESTS_CPP)
 
-bench: build ## measure everything against PyTorch on this CPU, with tables and pictures; hours (QUICK=1: 25 minutes)
+bench: build ## measure everything against PyTorch on this CPU, with tables and pictures; 1.5 hours (QUICK=1: 25 minutes)
 	$(PY) -m bench.everything $(if $(QUICK),--quick)
 
 gpu-check: build ## on a machine with CUDA: GPU tests, compute-sanitizer, benchmarks
