@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--quick", action="store_true", help="25 minutes instead of an hour and a half")
+    parser.add_argument("--quick", action="store_true", help="25 minutes instead of 1.5 hours")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
     parser.add_argument(
         "--only",
