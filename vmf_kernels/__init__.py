@@ -1,5 +1,6 @@
 """Fused kernels for depthwise 3D convolution and few-token cross-attention, with autograd."""
 
+from vmf_kernels.accelerate import accelerate, restore
 from vmf_kernels.backends import use_backend
 from vmf_kernels.explain import explain
 from vmf_kernels.layers import DepthwiseConv3d
@@ -15,11 +16,13 @@ from vmf_kernels.version import __version__
 __all__ = [
     "DepthwiseConv3d",
     "__version__",
+    "accelerate",
     "depthwise_conv3d",
     "dynamic_relu",
     "explain",
     "few_key_attention",
     "few_query_attention",
     "reference",
+    "restore",
     "use_backend",
 ]

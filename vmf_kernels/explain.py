@@ -2,11 +2,13 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from vmf_kernels.accelerate import inference, is_depthwise, refusal
 from vmf_kernels.backends import KERNELS_OF_DEVICE, OPS
 from vmf_kernels.layers import DepthwiseConv3d
 from vmf_kernels.ops.depthwise_conv3d import depthwise_conv3d
@@ -22,6 +24,7 @@ class Record:
         backend: that would run it, or "pytorch" where the layer is PyTorch's own.
         reason: why no faster backend runs it; empty where the fastest one does.
         tile: how a GPU kernel's tiles are cut, and why; empty for others.
+        shape: of the layer's input, N x C x T x H x W, where a sample was given.
     """
 
     name: str
@@ -29,27 +32,31 @@ class Record:
     backend: str
     reason: str
     tile: str = ""
+    shape: str = ""
 
 
 class Records(list[Record]):
     """A list of `Record`s that prints as a table."""
 
     def __str__(self) -> str:
-        rows = [("name", "swapped", "backend", "reason")]
+        rows: list[tuple[str, ...]] = [("name", "shape", "swapped", "backend", "reason")]
         rows += [
             (
                 r.name,
+                r.shape,
                 "yes" if r.swapped else "no",
                 r.backend,
                 "; ".join(filter(None, (r.reason, r.tile))),
             )
             for r in self
         ]
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = []
-        for row in rows:
-            cells = [value.ljust(width) for value, width in zip(row, widths, strict=False)]
-            lines.append("  ".join([*cells, row[3]]))
+        if not any(r.shape for r in self):
+            rows = [row[:1] + row[2:] for row in rows]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = (
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            for row in rows
+        )
         return "\n".join(line.rstrip() for line in lines)
 
     __repr__ = __str__
@@ -60,22 +67,26 @@ def explain(model_or_call: nn.Module | Callable[..., Any], *args: Any, **kwargs:
 
     Args:
         model_or_call: an `nn.Module`, or one of this library's ops.
-        *args, **kwargs: for an op, the arguments of the call; it is not run.
+        *args, **kwargs: for an op, the arguments of the call; it is not run. For a model, a sample
+            of its own arguments: it infers that once, without a trace, and the answers are for the
+            shapes that its layers see. Without a sample they are for the smallest there can be.
 
     Returns:
-        One record for the call, or one per depthwise 3D convolution of the model.
+        One record for the call, or one per depthwise 3D convolution of the model (with a sample
+        one per shape, for those that ran).
 
     Raises:
         TypeError: it is neither a module nor an op of this library.
 
     Example:
         >>> print(explain(depthwise_conv3d, x, w, padding=1))
+        >>> print(explain(model, clip))
     """
     if isinstance(model_or_call, nn.Module):
-        if args or kwargs:
-            raise TypeError("explain: a model takes no further arguments")
-        layers = model_or_call.named_modules()
-        return Records(_explain_layer(name, m) for name, m in layers if _is_depthwise(m))
+        layers = [(name, m) for name, m in model_or_call.named_modules() if is_depthwise(m)]
+        if not args and not kwargs:
+            return Records(_explain_layer(name, layer) for name, layer in layers)
+        return Records(_explain_run(model_or_call, layers, args, kwargs))
     name = getattr(model_or_call, "__name__", None)
     if name not in OPS:
         raise TypeError(
@@ -102,14 +113,37 @@ def _explain_call(name: str, function: Callable[..., Any], *args: Any, **kwargs:
     return Record(name, True, chosen.name, "; ".join(reasons), chosen.how(*prepared))
 
 
-def _is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv3d) and module.groups == module.in_channels > 1
-
-
-def _explain_layer(name: str, layer: nn.Conv3d) -> Record:
+def _explain_layer(name: str, layer: Any, input: Tensor | None = None) -> Record:
+    shape = "" if input is None else "x".join(map(str, input.shape))
     if not isinstance(layer, DepthwiseConv3d):
-        return Record(name, False, "pytorch", "it is an nn.Conv3d, not a DepthwiseConv3d")
-    extent = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    sample = layer.weight.new_empty((1, layer.in_channels, *extent))
-    settings = (layer.stride, layer.padding, layer.dilation)
-    return _explain_call(name, depthwise_conv3d, sample, layer.weight, layer.bias, *settings)
+        reason = refusal(layer) or "accelerate(model) would swap it"
+        return Record(name, False, "pytorch", reason, shape=shape)
+    padding = layer.padding
+    if input is None:
+        extent = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        input = layer.weight.new_empty((1, layer.in_channels, *extent))
+    elif layer.padding_mode != "zeros":
+        input = F.pad(input, layer._reversed_padding_repeated_twice)
+        padding = 0
+    settings = (layer.stride, padding, layer.dilation)
+    record = _explain_call(name, depthwise_conv3d, input, layer.weight, layer.bias, *settings)
+    return replace(record, shape=shape)
+
+
+def _explain_run(
+    model: nn.Module, layers: list[tuple[str, nn.Module]], args: Any, kwargs: Any
+) -> list[Record]:
+    """Of the layers that run, in their order."""
+    found: dict[Record, None] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda layer, inputs: found.setdefault(_explain_layer(name, layer, inputs[0]))
+
+    hooks = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers]
+    try:
+        with inference(model):
+            model(*args, **kwargs)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return list(found)

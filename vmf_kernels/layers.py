@@ -1,8 +1,9 @@
 """Layers: thin modules over the ops."""
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vmf_kernels.ops.depthwise_conv3d import depthwise_conv3d
 from vmf_kernels.ops.depthwise_conv3d.geometry import normalise
@@ -21,6 +22,8 @@ class DepthwiseConv3d(nn.Conv3d):
         stride, padding, dilation: as in `depthwise_conv3d`.
         bias: whether there is one.
         device, dtype: of the parameters.
+        padding_mode: as in `nn.Conv3d`; one that is not "zeros" pads first, in a pass of its own,
+            and takes no pairs.
 
     Raises:
         ValueError: out_channels is no multiple of in_channels, or a value is out of range.
@@ -38,6 +41,7 @@ class DepthwiseConv3d(nn.Conv3d):
         bias: bool = True,
         device: Any = None,
         dtype: Any = None,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
     ) -> None:
         if in_channels < 1 or out_channels < 1 or out_channels % in_channels:
             raise ValueError(
@@ -48,6 +52,11 @@ class DepthwiseConv3d(nn.Conv3d):
         if min(sizes) < 1:
             raise ValueError(f"DepthwiseConv3d: kernel_size must be at least 1 (got {kernel_size})")
         pairs = padding if _is_pairs(padding) else None
+        if pairs and padding_mode != "zeros":
+            raise ValueError(
+                "DepthwiseConv3d: (before, after) pairs are padded with zeros "
+                f"(got padding_mode={padding_mode!r})"
+            )
         super().__init__(
             in_channels,
             out_channels,
@@ -57,6 +66,7 @@ class DepthwiseConv3d(nn.Conv3d):
             dilation,
             groups=in_channels,
             bias=bias,
+            padding_mode=padding_mode,
             device=device,
             dtype=dtype,
         )
@@ -66,9 +76,15 @@ class DepthwiseConv3d(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, T, H, W) or (C, T, H, W) to (N, m*C, T', H', W') or (m*C, T', H', W')."""
-        return depthwise_conv3d(
-            input, self.weight, self.bias, self.stride, self.padding, self.dilation
-        )
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        return depthwise_conv3d(input, self.weight, self.bias, self.stride, padding, self.dilation)
+
+
+class AcceleratedConv3d(DepthwiseConv3d):
+    """What `accelerate` makes of an `nn.Conv3d`, and `restore` an `nn.Conv3d` of again."""
 
 
 def _is_pairs(padding: Any) -> bool:
