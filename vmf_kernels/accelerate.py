@@ -34,9 +34,9 @@ def accelerate(model: Model, memory_format: Any = None, sample: Any = None) -> M
     Args:
         model: any module; also one layer.
         memory_format: `torch.contiguous_format` or `torch.channels_last_3d` for the weights of the
-            whole model, which features follow wherever PyTorch's convolutions do; "auto" times inference of the sample in
-            both and takes the faster one (told to the logger `vmf_kernels`, level INFO). None
-            leaves it.
+            whole model, which features follow wherever PyTorch's convolutions do; "auto" times
+            inference of the sample in both and takes the faster one (told to the logger
+            `vmf_kernels`, level INFO). None leaves it.
         sample: for "auto": a clip (N, C, T, H, W), or a tuple of the model's arguments.
 
     Returns:
