@@ -16,6 +16,7 @@ from bench.ops import BENCHES
 from bench.red import red_ops
 from bench.revisions.session import run as compare_revisions
 from bench.suite import Plan
+from vmf_kernels import keep_freed_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,13 +29,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.check_folder(parser, arguments.out)
     if arguments.isa:
         isa.restart_limited(arguments.isa, argv)
+    if arguments.keep_memory and not keep_freed_memory():
+        parser.error("--keep-memory: this system's C library has no such setting")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     stem = options.stem(arguments)
     if arguments.compare:
         files = arguments.out / stem if arguments.out else None
         return compare_revisions(arguments.compare, argv, plan, files, tell)
-    return Session(arguments.suite, plan, arguments.out, stem).run()
+    session = Session(arguments.suite, plan, arguments.out, stem)
+    if arguments.keep_memory:
+        session.facts["memory"] = "kept by the process when it is freed"
+    return session.run()
 
 
 class Session:
@@ -49,13 +55,13 @@ class Session:
 
     def __init__(self, name: str, plan: Plan, out: Path | None, stem: str) -> None:
         self.name, self.plan, self.out, self.stem = name, plan, out, stem
+        self.facts = machine.facts(plan.device)
         self.results: list[Comparison] = []
         self.breakdowns: list[results.Row] = []
 
     def run(self) -> int:
         """Measures, prints, writes; 1 if anything of ours is wrong, 130 if interrupted."""
         begin = time.perf_counter()
-        self.facts = machine.facts(self.plan.device)
         if self.name == "overhead":
             self.facts["threads"] = str(overhead.THREADS)
         for name, value in self.facts.items():

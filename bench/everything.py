@@ -78,6 +78,8 @@ def steps(folder: Path, quick: bool, isas: Sequence[str | None]) -> list[Step]:
         )
     compiled = () if quick else ("--peers", "all")
     found.append(Step("networks", (*bench, "--suite", "model", *compiled), (45, 4)[quick]))
+    kept = (*bench, "--suite", "model", "--keep-memory")
+    found.append(Step("networks, freed memory kept", kept, (8, 4)[quick]))
     found.append(Step("pictures", ("bench.draw", str(folder)), 0.1))
     found.append(Step("tables of the READMEs", ("bench.readme",), 0.1))
     return found

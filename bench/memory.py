@@ -1,12 +1,13 @@
 """Memory at its highest during a call."""
 
-import ctypes
 import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from vmf_kernels import release_memory
 
 
 def peak_bytes(work: Callable[[], None], device: str) -> int | None:
@@ -19,8 +20,8 @@ def peak_bytes(work: Callable[[], None], device: str) -> int | None:
         return torch.cuda.max_memory_allocated() - before
     if sys.platform != "linux":
         return None
+    release_memory()
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     except OSError:
         return None

@@ -99,6 +99,12 @@ def parser() -> argparse.ArgumentParser:
         help="old against new instead of peers: builds that git revision in a temporary folder; "
         "both run in processes of their own that take turns, round by round",
     )
+    add(
+        "--keep-memory",
+        action="store_true",
+        help="all contenders run after vmf_kernels.keep_freed_memory(); by default memory is as "
+        "the C library sees to it",
+    )
     add("--threads", type=_positive, metavar="N", help="CPU threads (torch's own choice)")
     add("--check-only", action="store_true", help="check the numbers of ours, time nothing")
     add(
@@ -153,6 +159,8 @@ def stem(arguments: argparse.Namespace) -> str:
         parts.append(arguments.isa)
     if (arguments.dtype or []) not in ([], DEFAULT_DTYPES[arguments.device]):
         parts += arguments.dtype
+    if arguments.keep_memory:
+        parts.append("memory-kept")
     if arguments.quick:
         parts.append("quick")
     return "-".join(parts)

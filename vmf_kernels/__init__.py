@@ -4,6 +4,7 @@ from vmf_kernels.accelerate import accelerate, restore
 from vmf_kernels.backends import use_backend
 from vmf_kernels.explain import explain
 from vmf_kernels.layers import DepthwiseConv3d
+from vmf_kernels.memory import keep_freed_memory, release_memory
 from vmf_kernels.ops.depthwise_conv3d import depthwise_conv3d
 from vmf_kernels.ops.dynamic_relu import dynamic_relu
 from vmf_kernels.ops.few_key_attention import few_key_attention
@@ -22,7 +23,9 @@ __all__ = [
     "explain",
     "few_key_attention",
     "few_query_attention",
+    "keep_freed_memory",
     "reference",
+    "release_memory",
     "restore",
     "use_backend",
 ]

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/direct.h"
+#include "bindings/kept_memory.h"
 #include "vmf/isa.h"
 
 namespace py = pybind11;
@@ -16,5 +17,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("current_isa", &vmf::current_isa, "The one in use.");
   m.def("set_isa", &vmf::set_isa, py::arg("name"),
         "Uses another one from now on; ValueError unless it is supported.");
+  m.def("kept_memory", &vmf::bindings::kept_memory,
+        "Bytes of freed outputs that wait for the next one.");
+  m.def("limit_kept_memory", &vmf::bindings::limit_kept_memory, py::arg("bytes"),
+        "Sets how many may, by default an eighth of the machine's memory; returns how many might.");
+  m.def("release_kept_memory", &vmf::bindings::release_kept_memory,
+        "Hands them back to the system; how many they were.");
   vmf::bindings::bind_direct_calls(m);
 }

@@ -12,8 +12,10 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <utility>
 #include <vector>
 
+#include "bindings/kept_memory.h"
 #include "vmf/dtype.h"
 
 namespace vmf::bindings {
@@ -108,11 +110,9 @@ class DirectCall {
   static inline thread_local bool active = false;
 };
 
-// Asks the system to back fresh memory with pages of 2 MiB. It maps the tensor's pages when they
-// are first written, one by one, which takes longer than the arithmetic: 10,000 times 0.8 us for 40
-// MB. The C library returns blocks of 32 MB and more to the system whenever they are freed, so this
-// happens at every call; smaller ones it mostly hands out again, and a rare fault of a large page
-// costs more than those of small ones (6 ms for 10 MB, instead of 2).
+// Asks the system to back a large tensor with pages of 2 MiB: it maps 10,000 of 4 KiB for 40 MB,
+// one by one, when they are first written. Smaller blocks the C library mostly hands out again, and
+// a rare fault of a large page costs more than those of small ones (6 ms for 10 MB, instead of 2).
 inline void prefer_huge_pages(const Tensor& tensor) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = uintptr_t{2} << 20, kWorthIt = 16 * kPage;
@@ -133,13 +133,12 @@ inline Tensor empty_strided(const Tensor& like, torch::headeronly::ScalarType dt
                             const Ints& size, const Ints& strides) {
   using torch::stable::detail::from;
   if (DirectCall::active) {
+    if (auto kept = empty_in_kept_memory(dtype, size, strides)) return *std::move(kept);
     AtenTensorHandle handle;
     TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
         static_cast<int64_t>(size.size()), size.data(), strides.data(),
         torch::stable::detail::to<int32_t>(from(dtype)), aoti_torch_device_type_cpu(), 0, &handle));
-    Tensor result(handle);
-    prefer_huge_pages(result);
-    return result;
+    return Tensor(handle);
   }
   std::array<StableIValue, 6> stack{from(torch::headeronly::IntHeaderOnlyArrayRef(size)),
                                     from(torch::headeronly::IntHeaderOnlyArrayRef(strides)),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from vmf.cli.parsing import Parser
 from vmf.training.benchmark import BenchResult, bench
+from vmf_kernels import keep_freed_memory
 
 _DESCRIPTION = """\
 Time a network on random clips: inference, and a training step (forward, backward, AdamW), with
@@ -17,6 +18,7 @@ _EXAMPLE = """\
 
 def run(arguments: Sequence[str]) -> int:
     """Runs `vmf bench`; returns the exit code."""
+    keep_freed_memory()
     parser = Parser("bench", _DESCRIPTION, _EXAMPLE)
     parser.add_function(bench, Network=["model", "frames", "size", "num_classes"])
     parser.add_function(bench, Measurement=["batch_size", "rounds", "device", "precision"])

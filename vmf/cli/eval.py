@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from vmf.cli.parsing import Parser
 from vmf.training.distributed import is_first_process
 from vmf.training.evaluation import EvalResult, evaluate
+from vmf_kernels import keep_freed_memory
 
 _DESCRIPTION = """\
 Evaluate trained weights: top-1, top-5 and per-class accuracy over the videos of DATA/SPLIT/CLASS
@@ -21,6 +22,7 @@ _EXAMPLE = """\
 
 def run(arguments: Sequence[str]) -> int:
     """Runs `vmf eval`; returns the exit code."""
+    keep_freed_memory()
     parser = Parser("eval", _DESCRIPTION, _EXAMPLE)
     parser.add_function(evaluate, Weights=["weights"])
     parser.add_function(evaluate, Videos=["data", "split", "list_file", "classes", "max_bad_files"])

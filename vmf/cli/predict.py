@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from vmf.cli.parsing import Parser
 from vmf.training.prediction import predict
+from vmf_kernels import keep_freed_memory
 
 _DESCRIPTION = """\
 Tell the best classes of video files, with their probabilities. --attention draws, over the frames
@@ -21,6 +22,7 @@ _EXAMPLE = """\
 
 def run(arguments: Sequence[str]) -> int:
     """Runs `vmf predict`; returns the exit code."""
+    keep_freed_memory()
     parser = Parser("predict", _DESCRIPTION, _EXAMPLE)
     parser.add_argument("files", nargs="+", help="Video files.", metavar="FILE")
     parser.add_function(predict, Weights=["weights"])

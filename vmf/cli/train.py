@@ -12,6 +12,7 @@ from vmf.training import Stopped, TrainConfig, resumed_config, train
 from vmf.training.checkpoint import STATE_FILE
 from vmf.training.config import FREE_ON_RESUME, GROUPS
 from vmf.training.distributed import is_first_process
+from vmf_kernels import keep_freed_memory
 
 _DESCRIPTION = """\
 Train a Video Mobile-Former. DATA holds train/CLASS/*.mp4 and val/CLASS/*.mp4 (also .avi, .mkv,
@@ -47,6 +48,7 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
+    keep_freed_memory()
     options = parser()
     values = options.parse(arguments)
     resume = values["resume"]

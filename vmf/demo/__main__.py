@@ -15,11 +15,13 @@ from vmf.demo.films import FILMS  # noqa: E402 (after the line that must come be
 from vmf.demo.footage import Footage  # noqa: E402
 from vmf.demo.run import run_demo, summary  # noqa: E402
 from vmf.training import Stopped  # noqa: E402
+from vmf_kernels import keep_freed_memory  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo; returns its exit code."""
     options = _parser().parse_args(argv)
+    keep_freed_memory()
     footage = Footage(options.held_out, train=options.train_clips, val=options.val_clips)
     print("Video Mobile-Former learns to tell how a camera moves, from real footage.")
     try:
