@@ -37,10 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.compare:
         files = arguments.out / stem if arguments.out else None
         return compare_revisions(arguments.compare, argv, plan, files, tell)
-    session = Session(arguments.suite, plan, arguments.out, stem)
-    if arguments.keep_memory:
-        session.facts["memory"] = "kept by the process when it is freed"
-    return session.run()
+    told = {"memory": "kept by the process when it is freed"} if arguments.keep_memory else {}
+    return Session(arguments.suite, plan, arguments.out, stem, told).run()
 
 
 class Session:
@@ -51,17 +49,21 @@ class Session:
         plan: what to measure.
         out: folder of the files; None writes none.
         stem: their name.
+        told: facts of the run beside those of the machine.
     """
 
-    def __init__(self, name: str, plan: Plan, out: Path | None, stem: str) -> None:
+    def __init__(
+        self, name: str, plan: Plan, out: Path | None, stem: str, told: dict[str, str]
+    ) -> None:
         self.name, self.plan, self.out, self.stem = name, plan, out, stem
-        self.facts = machine.facts(plan.device)
+        self.told = told
         self.results: list[Comparison] = []
         self.breakdowns: list[results.Row] = []
 
     def run(self) -> int:
         """Measures, prints, writes; 1 if anything of ours is wrong, 130 if interrupted."""
         begin = time.perf_counter()
+        self.facts = machine.facts(self.plan.device) | self.told
         if self.name == "overhead":
             self.facts["threads"] = str(overhead.THREADS)
         for name, value in self.facts.items():
