@@ -265,8 +265,8 @@ class Split {
 
   // The bunches that an item goes over.
   Range bunches(int64_t item) const {
-    const int64_t share = item / items_per_bunch(), size = ceil_div(bunches_, shares_);
-    return {smaller(share * size, bunches_), smaller((share + 1) * size, bunches_)};
+    const int64_t share = item / items_per_bunch();
+    return {share * bunches_ / shares_, (share + 1) * bunches_ / shares_};
   }
 
   Item item(int64_t index, int64_t bunch) const {
