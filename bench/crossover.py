@@ -1,7 +1,7 @@
 """`python -m bench.crossover`: where PyTorch's forward of `depthwise_conv3d` is ahead.
 
-A grid of channels-last float32 layers, ours against eager, in one thread and in all. The rules of
-csrc/bindings/depthwise_conv3d_crossover.h come from its rows; tests hold them against these.
+A grid of channels-last layers in one dtype, ours against eager, in one thread and in all. The rules
+of csrc/bindings/depthwise_conv3d_crossover.h come from its rows; tests hold them against these.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from vmf_kernels import _extension, use_backend
 
 NAME = "depthwise_conv3d-crossover"
 COLUMNS = (
-    *("isa", "threads", "batch", "channels", "multiplier", "input", "kernel", "stride"),
+    *("isa", "dtype", "threads", "batch", "channels", "multiplier", "input", "kernel", "stride"),
     *("padding", "ours_ms", "pytorch_ms", "ratio"),
 )
 KERNELS: tuple[tuple[Triple, Triple], ...] = (
@@ -37,6 +37,7 @@ KERNELS: tuple[tuple[Triple, Triple], ...] = (
 )
 CHANNELS = (12, 24, 48, 96, 192, 384, 768)
 SIDES = (4, 7, 14, 28, 56)
+DTYPES = ("float32", "bfloat16", "float16")
 FRAMES, BATCHES = 8, (1, 4)
 MOST_ELEMENTS = 5_000_000  # of the input
 EFFORT = Effort(seconds=0.04, rounds=7, most_rounds=25, slow_factor=1e9, sample_seconds=1e-3)
@@ -53,7 +54,7 @@ def cases() -> Iterator[DepthwiseCase]:
             yield DepthwiseCase("grid", batch, 1, channels, 1, size, kernel, stride, padding)
 
 
-def measure(case: DepthwiseCase) -> tuple[float, float, float]:
+def measure(case: DepthwiseCase, dtype: torch.dtype) -> tuple[float, float, float]:
     """Milliseconds of ours and of eager, and how many times faster ours is."""
     inputs = BENCH.inputs(case)
 
@@ -62,7 +63,7 @@ def measure(case: DepthwiseCase) -> tuple[float, float, float]:
             return BENCH.ours(case, *tensors)
 
     calls: dict[str, Callable[[], object]] = {
-        name: Call(run, case, inputs, BENCH.features, CHANNELS_LAST, torch.float32, "cpu").forward
+        name: Call(run, case, inputs, BENCH.features, CHANNELS_LAST, dtype, "cpu").forward
         for name, run in (("ours", forced), ("eager", EAGER.run))
     }
     with torch.no_grad():
@@ -73,14 +74,14 @@ def measure(case: DepthwiseCase) -> tuple[float, float, float]:
     return 1e3 * times.median("ours"), 1e3 * times.median("eager"), ratio
 
 
-def rows(kernels: str) -> Iterator[dict[str, str]]:
+def rows(kernels: str, dtype: str) -> Iterator[dict[str, str]]:
     """One for each case and number of threads."""
     every = torch.get_num_threads()
     for threads in dict.fromkeys((1, every)):
         torch.set_num_threads(threads)
         for case in cases():
-            ours, eager, ratio = measure(case)
-            values = (kernels, threads, case.batch, case.in_channels, case.multiplier)
+            ours, eager, ratio = measure(case, getattr(torch, dtype))
+            values = (kernels, dtype, threads, case.batch, case.in_channels, case.multiplier)
             shapes = (case.size, case.kernel, case.stride, case.padding)
             texts = [*map(str, values), *("x".join(map(str, s)) for s in shapes)]
             texts += [f"{ours:.4f}", f"{eager:.4f}", f"{ratio:.2f}"]
@@ -88,9 +89,10 @@ def rows(kernels: str) -> Iterator[dict[str, str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures the grid with one instruction set and writes its rows, beside those of others."""
+    """Measures the grid with one instruction set and dtype; writes its rows beside the others."""
     parser = argparse.ArgumentParser(prog="python -m bench.crossover", description=__doc__)
     parser.add_argument("--isa", choices=isa.LIMITS, help="limit ours and PyTorch to it")
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the tensors")
     parser.add_argument("--out", type=Path, help="folder (bench/results/MACHINE)")
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(argv)
@@ -101,12 +103,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     kernels = _extension._C.current_isa()
     folder = arguments.out or machine.ROOT / "bench" / "results" / machine.folder_name("cpu")
     path = folder / f"{NAME}.csv"
-    kept = []
+    key, kept = (kernels, arguments.dtype), []
     if path.exists():
         with path.open() as file:
-            kept = [row for row in csv.DictReader(file) if row["isa"] != kernels]
+            kept = [row for row in csv.DictReader(file) if (row["isa"], row["dtype"]) != key]
     found = []
-    for row in rows(kernels):
+    for row in rows(*key):
         found.append(row)
         if float(row["ratio"]) < 1:
             print(*row.values(), file=sys.stderr)

@@ -13,6 +13,7 @@ from vmf_kernels import _extension
 from vmf_kernels.checks import without_autocast
 
 NAMES = ("auto", "reference", "cpu", "triton", "cuda")
+IN_PYTORCH = ("reference", "pytorch")  # the second is its own op where that was measured faster
 KERNELS_OF_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
 _forced: ContextVar[str] = ContextVar(
@@ -25,7 +26,7 @@ class Backend:
     """One way to run an op.
 
     Attributes:
-        name: one of `NAMES`, but not "auto".
+        name: one of `NAMES` but not "auto", or "pytorch", which only "auto" takes.
         cannot_run: takes the prepared arguments of the op; returns None where the backend can run
             them, else the exception that says why not (RuntimeError: the environment lacks
             something; NotImplementedError: the backend does not cover this call).
@@ -62,7 +63,7 @@ class Op:
         self.prepare = prepare
         self.backends = tuple(
             # Kernels compute in the dtypes that they get; PyTorch under autocast would not.
-            replace(b, run=without_autocast(b.run)) if b.name == "reference" else b
+            replace(b, run=without_autocast(b.run)) if b.name in IN_PYTORCH else b
             for b in backends
         )
         # The whole of an ordinary call without gradients in C++ (csrc/bindings/direct.h).

@@ -1,7 +1,9 @@
 """The rules that leave a forward to PyTorch, against the measurements that they come from."""
 
 import csv
+import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,21 +14,18 @@ import torch
 
 from vmf_kernels import depthwise_conv3d, explain, use_backend
 
-MEASURED = (
-    Path(__file__).parents[2]
-    / "bench/results/amd-epyc-family-26-model-2-avx512-2-cores/depthwise_conv3d-crossover.csv"
-)
+MEASURED = sorted(Path(__file__).parents[2].glob("bench/results/*/depthwise_conv3d-crossover.csv"))
+# Rules of each instruction set and dtype; bfloat16's is for CPUs that multiply it.
+RULES = {("avx2", "float32"): 2, ("avx512", "float32"): 2}
+if torch.cpu._is_avx512_bf16_supported():
+    RULES["avx512", "bfloat16"] = 1
 SAME = (0, 0, 1, 1, 1, 1)
 # The words of a rule, its instruction set, a shape, and what differs from 1x3x3 at stride 1.
 SLOWER: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "lanes": ("avx512", (4, 12, 8, 28, 28), {}),
     "few taps": ("avx2", (1, 768, 8, 14, 14), {}),
     "along T": ("avx2", (1, 384, 8, 28, 28), {"kernel": (3, 1, 1), "padding": (1, 1, 0, 0, 0, 0)}),
-    "stride 2": (
-        "avx512",
-        (1, 384, 8, 28, 28),
-        {"kernel": (3, 3, 3), "stride": (1, 2, 2), "padding": (1,) * 6},
-    ),
+    "bfloat16": ("avx512", (1, 96, 8, 28, 28), {"dtype": torch.bfloat16}),
 }
 
 
@@ -46,11 +45,16 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
+def dtype_of(options: dict[str, Any]) -> str:
+    """The name of a call's dtype."""
+    return str(options.get("dtype", torch.float32)).removeprefix("torch.")
+
+
 def call_of(rule: str, isa: ModuleType) -> tuple[tuple[int, ...], dict[str, Any]]:
     """A call that a rule names, under the rule's instruction set."""
     name, shape, options = SLOWER[rule]
-    if name not in isa.supported_isas():
-        pytest.skip(f"this CPU has no {name}, for which the rule is")
+    if name not in isa.supported_isas() or (name, dtype_of(options)) not in RULES:
+        pytest.skip(f"this CPU has no {name} for {dtype_of(options)}, for which the rule is")
     isa.set_isa(name)
     return shape, options
 
@@ -77,27 +81,27 @@ def test_rules_name_calls_that_were_measured_slower(
     isa: ModuleType, threads: Callable[[int], None]
 ) -> None:
     ratios: dict[str, list[float]] = {}
-    with MEASURED.open() as file:
-        for row in csv.DictReader(file):
-            if row["isa"] not in isa.supported_isas():
-                continue
-            isa.set_isa(row["isa"])
-            threads(int(row["threads"]))
-            size, kernel, stride, pad = (
-                tuple(int(n) for n in row[name].split("x"))
-                for name in ("input", "kernel", "stride", "padding")
-            )
-            shape = (int(row["batch"]), int(row["channels"]), *size)
-            padding = tuple(p for p in pad for _ in range(2))
-            found = reason(isa, shape, kernel, stride, padding)
-            if found is not None:
-                ratios.setdefault(f"{row['isa']}: {found}", []).append(float(row["ratio"]))
-                assert float(row["ratio"]) < 1, row
+    named: set[tuple[str, str, str]] = set()
+    for row in itertools.chain.from_iterable(csv.DictReader(path.open()) for path in MEASURED):
+        if row["isa"] not in isa.supported_isas():
+            continue
+        isa.set_isa(row["isa"])
+        threads(int(row["threads"]))
+        size, kernel, stride, pad = (
+            tuple(int(n) for n in row[name].split("x"))
+            for name in ("input", "kernel", "stride", "padding")
+        )
+        shape = (int(row["batch"]), int(row["channels"]), *size)
+        padding = tuple(p for p in pad for _ in range(2))
+        found = reason(isa, shape, kernel, stride, padding, getattr(torch, row["dtype"]))
+        if found is not None:
+            named.add((row["isa"], row["dtype"], found))
+            ratios.setdefault(f"{row['isa']}: {found}", []).append(float(row["ratio"]))
+            assert float(row["ratio"]) < 1, row
     for rule, measured in ratios.items():
         assert len(measured) >= 4 and math.prod(measured) ** (1 / len(measured)) < 0.9, rule
-    assert len(ratios) == sum(
-        {"avx2": 2, "avx512": 3}.get(name, 0) for name in isa.supported_isas()
-    )
+    counts = Counter(key[:2] for key in named)
+    assert counts == {key: n for key, n in RULES.items() if key[0] in isa.supported_isas()}
 
 
 @pytest.mark.parametrize("rule", SLOWER)
@@ -119,7 +123,12 @@ def test_along_t_it_is_several_threads_that_are_faster(
 
 @pytest.mark.parametrize(
     "change",
-    [{"dtype": torch.bfloat16}, {"channels_last": False}, {"stride": (1, 3, 3)}],
+    [
+        {"dtype": torch.float16},
+        {"dtype": torch.float64},
+        {"channels_last": False},
+        {"stride": (1, 3, 3)},
+    ],
     ids=str,
 )
 def test_rules_hold_only_where_they_were_measured(
@@ -137,11 +146,12 @@ def test_dispatch_and_explain(rule: str, isa: ModuleType, threads: Callable[[int
     """PyTorch's op runs, unless a gradient is wanted or the kernel is asked for; all say so."""
     shape, options = call_of(rule, isa)
     threads(2)
-    x = torch.randn(shape).contiguous(memory_format=torch.channels_last_3d)
-    weight = torch.randn(x.shape[1], 1, *options.get("kernel", (1, 3, 3)))
+    dtype = options.get("dtype", torch.float32)
+    x = torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last_3d)
+    weight = torch.randn(x.shape[1], 1, *options.get("kernel", (1, 3, 3)), dtype=dtype)
     settings = (None, options.get("stride", 1), options.get("padding", SAME)[::2])
     record = explain(depthwise_conv3d, x, weight, *settings)[0]
-    assert record.backend == "reference"
+    assert record.backend == "pytorch"
     assert rule in record.reason and "PyTorch is faster" in record.reason
     with use_backend("cpu"):
         assert explain(depthwise_conv3d, x, weight, *settings)[0].backend == "cpu"

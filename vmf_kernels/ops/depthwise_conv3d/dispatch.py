@@ -76,6 +76,13 @@ def cpu_cannot_run(input: Tensor, *rest: Any) -> Exception | None:
     return no_cpu_kernel(input)
 
 
+def _pytorch_is_not_faster(*prepared: Any) -> Exception | None:
+    """Why `pytorch`, which stands for calls that were measured, does not run others."""
+    if _slower is None or _cpu_slower(*prepared) is None:
+        return NotImplementedError("it was not measured to be faster")
+    return None
+
+
 def _cpu_slower(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> str | None:
     """Without gradients PyTorch is ahead in few cases; in training never."""
     wants_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
@@ -101,6 +108,7 @@ OP = Op(
             _unbatched(library.depthwise_conv3d),
             how=_tile,
         ),
+        Backend("pytorch", _pytorch_is_not_faster, _unbatched(reference.pytorch), "cpu"),
         Backend("reference", always, _unbatched(reference.depthwise_conv3d)),
     ),
 )

@@ -19,17 +19,23 @@ def depthwise_conv3d(
     dilation: Triple,
 ) -> Tensor:
     """`F.conv3d(groups=C)` with (before, after) padding; 16-bit dtypes accumulate in float32."""
-    padded, conv_padding = _pad(widen(input), padding)
-    output = F.conv3d(
-        padded,
-        widen(weight),
-        None if bias is None else widen(bias),
-        stride,
-        conv_padding,
-        dilation,
-        groups=input.shape[1],
-    )
-    return to_layout(output.to(input.dtype), is_channels_last(input))
+    wide_bias = None if bias is None else widen(bias)
+    wide = pytorch(widen(input), widen(weight), wide_bias, stride, padding, dilation)
+    return to_layout(wide.to(input.dtype), is_channels_last(input))
+
+
+def pytorch(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Triple,
+    padding: Padding,
+    dilation: Triple,
+) -> Tensor:
+    """The same in the dtype that comes: as PyTorch has it, where that is the fastest."""
+    padded, conv_padding = _pad(input, padding)
+    output = F.conv3d(padded, weight, bias, stride, conv_padding, dilation, groups=input.shape[1])
+    return to_layout(output, is_channels_last(input))
 
 
 def depthwise_conv3d_grad_input(
