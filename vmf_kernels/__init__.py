@@ -3,6 +3,7 @@
 from vmf_kernels.accelerate import accelerate, restore
 from vmf_kernels.backends import use_backend
 from vmf_kernels.explain import explain
+from vmf_kernels.fuse import fuse
 from vmf_kernels.layers import DepthwiseConv3d
 from vmf_kernels.memory import keep_freed_memory, release_memory
 from vmf_kernels.ops.depthwise_conv3d import depthwise_conv3d
@@ -23,6 +24,7 @@ __all__ = [
     "explain",
     "few_key_attention",
     "few_query_attention",
+    "fuse",
     "keep_freed_memory",
     "reference",
     "release_memory",

@@ -2,11 +2,13 @@
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vmf_kernels.ops.depthwise_conv3d import depthwise_conv3d
-from vmf_kernels.ops.depthwise_conv3d.geometry import normalise
+from vmf_kernels.ops.depthwise_conv3d.epilogue import ELEMENTWISE
+from vmf_kernels.ops.depthwise_conv3d.geometry import normalise, output_size
 
 
 class DepthwiseConv3d(nn.Conv3d):
@@ -76,15 +78,49 @@ class DepthwiseConv3d(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, T, H, W) or (C, T, H, W) to (N, m*C, T', H', W') or (m*C, T', H', W')."""
+        return depthwise_conv3d(*self._arguments(input))
+
+    def _arguments(self, input: Tensor) -> tuple[Any, ...]:
+        """Those of the op; what it does not pad itself is padded."""
         padding = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        return depthwise_conv3d(input, self.weight, self.bias, self.stride, padding, self.dilation)
+        return input, self.weight, self.bias, self.stride, padding, self.dilation
 
 
 class AcceleratedConv3d(DepthwiseConv3d):
     """What `accelerate` makes of an `nn.Conv3d`, and `restore` an `nn.Conv3d` of again."""
+
+
+class FusedConv3d(DepthwiseConv3d):
+    """What `fuse` makes of a depthwise convolution and what follows it.
+
+    Attributes:
+        activation: its name, as `depthwise_conv3d` takes it, or None.
+    """
+
+    activation: str | None
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """`activation(conv(input) + residual)`, in one pass where the residual is like the rest."""
+        arguments = self._arguments(input)
+        if residual is None or self._is_like_output(residual, *arguments):
+            return depthwise_conv3d(*arguments, activation=self.activation, residual=residual)
+        output = depthwise_conv3d(*arguments) + residual
+        return output if self.activation is None else ELEMENTWISE[self.activation](output)
+
+    def _is_like_output(
+        self, residual: Tensor, input: Tensor, weight: Tensor, bias: Any, *geometry: Any
+    ) -> bool:
+        if residual.dtype != input.dtype or torch.is_autocast_enabled(input.device.type):
+            return False  # their sum has another dtype than the convolution
+        normal = normalise(weight.shape[2:], *geometry)
+        return residual.shape == output_size(input.shape, weight.shape, *normal)
+
+    def extra_repr(self) -> str:
+        """As of `nn.Conv3d`, and the activation."""
+        return f"{super().extra_repr()}, activation={self.activation}"
 
 
 def _is_pairs(padding: Any) -> bool:

@@ -72,6 +72,20 @@ def test_numbers(path: str, dtype: torch.dtype) -> None:
             assert is_dense(ours[0], layout) and is_dense(ours[1], layout)
 
 
+def test_residual_and_activation_follow_in_steps() -> None:
+    x, w, a1, a2 = (torch.randn(s) for s in ((2, 3, 3, 4, 5), (3, 1, 3, 3, 3), (2, 3), (2, 3)))
+    for activation in ("relu", (a1, a2)):
+        options = {"padding": 1, "activation": activation, "residual": x}
+        with use_backend("reference"):
+            expected = depthwise_conv3d(x, w, **options)
+        if activation != "relu":
+            options["activation"] = tuple(t.to(DEVICE) for t in (a1, a2))
+        options["residual"] = x.to(DEVICE)
+        with use_backend("triton"):
+            result = depthwise_conv3d(x.to(DEVICE), w.to(DEVICE), **options)
+        torch.testing.assert_close(result.cpu(), expected)
+
+
 @pytest.mark.parametrize("layout", DENSE)
 def test_splits_are_summed_in_one_order(layout: str) -> None:
     x, w = torch.randn(1, 5, 3, 4, 5, device=DEVICE), torch.randn(5, 1, 1, 3, 3, device=DEVICE)

@@ -76,14 +76,14 @@ def cpu_cannot_run(input: Tensor, *rest: Any) -> Exception | None:
     return no_cpu_kernel(input)
 
 
-def _pytorch_is_not_faster(*prepared: Any) -> Exception | None:
+def pytorch_is_not_faster(*prepared: Any) -> Exception | None:
     """Why `pytorch`, which stands for calls that were measured, does not run others."""
-    if _slower is None or _cpu_slower(*prepared) is None:
+    if _slower is None or cpu_slower(*prepared) is None:
         return NotImplementedError("it was not measured to be faster")
     return None
 
 
-def _cpu_slower(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> str | None:
+def cpu_slower(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> str | None:
     """Without gradients PyTorch is ahead in few cases; in training never."""
     wants_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
     if _slower is None or wants_grad or torch.compiler.is_compiling():
@@ -92,7 +92,8 @@ def _cpu_slower(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: A
     return reason
 
 
-def _tile(input: Tensor, weight: Tensor, *rest: Any) -> str:
+def tile(input: Tensor, weight: Tensor, *rest: Any) -> str:
+    """How the Triton kernel's tiles are cut for prepared arguments, and why."""
     features = input if input.dim() == 5 else input.unsqueeze(0)
     return tiles.told(NAME, "gather", features, taps=math.prod(weight.shape[2:]))
 
@@ -101,14 +102,14 @@ OP = Op(
     NAME,
     prepare,
     (
-        Backend("cpu", cpu_cannot_run, _unbatched(library.depthwise_conv3d), "cpu", _cpu_slower),
+        Backend("cpu", cpu_cannot_run, _unbatched(library.depthwise_conv3d), "cpu", cpu_slower),
         Backend(
             "triton",
             _triton.cannot_run(library.triton_refuses),
             _unbatched(library.depthwise_conv3d),
-            how=_tile,
+            how=tile,
         ),
-        Backend("pytorch", _pytorch_is_not_faster, _unbatched(reference.pytorch), "cpu"),
+        Backend("pytorch", pytorch_is_not_faster, _unbatched(reference.pytorch), "cpu"),
         Backend("reference", always, _unbatched(reference.depthwise_conv3d)),
     ),
 )

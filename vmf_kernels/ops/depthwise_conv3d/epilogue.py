@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vmf_kernels import _triton
 from vmf_kernels.backends import Backend, Op, always
 from vmf_kernels.checks import autocast, check_tensors
 from vmf_kernels.layout import is_channels_last, to_layout, widen
@@ -180,11 +181,53 @@ def _unbatched(run: Any) -> Any:
     return wrapper
 
 
+def _in_steps(convolve: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The convolution by an op that has no epilogue, and what follows it by PyTorch's."""
+
+    def run(
+        input: Tensor, weight: Tensor, bias: Any, r: Any, a1: Any, a2: Any, f: int, *geometry: Any
+    ) -> Tensor:
+        activation = ACTIVATIONS[f] if a1 is None else (a1, a2)
+        return step_by_step(convolve(input, weight, bias, *geometry), activation, r)
+
+    return run
+
+
+def _of_convolution(predicate: Callable[..., Any]) -> Callable[..., Any]:
+    """A predicate of the convolution's arguments as one of all."""
+    return lambda input, weight, bias, r, a1, a2, f, *geometry: predicate(
+        input, weight, bias, *geometry
+    )
+
+
+def _cpu_slower(input: Tensor, *rest: Any) -> str | None:
+    """In float32 the pass that is saved makes up for what PyTorch's convolution is ahead."""
+    return dispatch.cpu_slower(input, *rest) if input.dtype == torch.bfloat16 else None
+
+
 OP = Op(
     NAME,
     _prepare,
     (
-        Backend("cpu", dispatch.cpu_cannot_run, _unbatched(depthwise_conv3d_fused), "cpu"),
+        Backend(
+            "cpu",
+            dispatch.cpu_cannot_run,
+            _unbatched(depthwise_conv3d_fused),
+            "cpu",
+            _of_convolution(_cpu_slower),
+        ),
+        Backend(
+            "triton",
+            _of_convolution(_triton.cannot_run(library.triton_refuses)),
+            _unbatched(_in_steps(library.depthwise_conv3d)),
+            how=_of_convolution(dispatch.tile),
+        ),
+        Backend(
+            "pytorch",
+            _of_convolution(dispatch.pytorch_is_not_faster),
+            _unbatched(_in_steps(reference.pytorch)),
+            "cpu",
+        ),
         Backend("reference", always, _unbatched(_reference)),
     ),
     extends=dispatch.OP,

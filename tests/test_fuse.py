@@ -1,0 +1,306 @@
+"""fuse: the same outputs from fewer layers, whatever the model does around them."""
+
+import copy
+import io
+import logging
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+from vmf_kernels import DepthwiseConv3d, explain, fuse
+from vmf_kernels.layers import FusedConv3d
+
+CHANNELS = 8
+
+
+def depthwise(**settings: Any) -> nn.Conv3d:
+    return nn.Conv3d(CHANNELS, CHANNELS, 3, **{"padding": 1, "groups": CHANNELS, **settings})
+
+
+def norm() -> nn.BatchNorm3d:
+    """One whose statistics and scales are not those of a new one."""
+    layer = nn.BatchNorm3d(CHANNELS)
+    for values, low in ((layer.running_var, 0.5), (layer.running_mean, -1.0)):
+        assert values is not None
+        values.uniform_(low, low + 1)
+    nn.init.uniform_(layer.weight, -1, 1)
+    nn.init.uniform_(layer.bias)
+    return layer
+
+
+class Block(nn.Module):
+    """A convolution, and what `after(self, convolved, features)` does with it."""
+
+    def __init__(self, after: Callable[..., Tensor], layer: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv = depthwise(bias=False) if layer is None else layer
+        self.norm, self.act, self.other = (
+            norm(),
+            nn.ReLU(inplace=True),
+            nn.Conv3d(CHANNELS, CHANNELS, 1),
+        )
+        self.after = after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self, self.conv(x), x)
+
+
+def features(channels: int = CHANNELS) -> Tensor:
+    return torch.randn(2, channels, 4, 6, 5, generator=torch.Generator().manual_seed(1))
+
+
+def check(model: nn.Module, x: Tensor | None = None) -> nn.Module:
+    """The fused model, whose outputs are the model's own."""
+    x = features() if x is None else x
+    model.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        expected = model(x.clone())
+        fused = fuse(model, sample=x.clone())
+        found = fused(x.clone())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert not fused.training and not any(p.requires_grad for p in fused.parameters())
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert not any(isinstance(m, FusedConv3d) for m in model.modules())
+    return fused
+
+
+def kinds(model: nn.Module) -> list[str]:
+    """The classes of the layers that the graph of a fused model runs, in order."""
+    assert isinstance(model, fx.GraphModule)
+    modules = dict(model.named_modules())
+    called = [node for node in model.graph.nodes if node.op.startswith("call")]
+    return [
+        type(modules[str(n.target)]).__name__ if n.op == "call_module" else str(n.target)
+        for n in called
+    ]
+
+
+ACTIVATIONS = {
+    "relu": (nn.ReLU(), F.relu, torch.relu, lambda x: x.relu()),
+    "relu6": (nn.ReLU6(inplace=True), F.relu6),
+    "hardswish": (nn.Hardswish(), F.hardswish),
+    "silu": (nn.SiLU(), F.silu, lambda x: F.silu(x, inplace=True)),
+    "gelu": (nn.GELU(), F.gelu),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "function"), [(name, f) for name, fs in ACTIVATIONS.items() for f in fs]
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_norm_and_activation(name: str, function: Any, bias: bool) -> None:
+    model = Block(lambda self, y, x: self.act(self.norm(y)), depthwise(bias=bias))
+    if isinstance(function, nn.Module):
+        model.act = function
+    else:
+        model.after = lambda self, y, x: function(self.norm(y))
+    fused = check(model)
+    assert kinds(fused) == ["FusedConv3d"]
+    assert fused.get_submodule("conv").activation == name
+    assert "norm" not in dict(fused.named_modules())
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda self, y, x: self.norm(y) + x,
+        lambda self, y, x: x + self.norm(y),
+        lambda self, y, x: torch.add(x, self.norm(y)),
+        lambda self, y, x: self.norm(y).add_(x),
+        lambda self, y, x: operator.iadd(self.norm(y), x),
+        lambda self, y, x: self.act(self.norm(y) + x),
+        lambda self, y, x: F.silu(x + y),
+    ],
+)
+def test_residual(after: Callable[..., Tensor]) -> None:
+    assert kinds(check(Block(after))) == ["FusedConv3d"]
+
+
+def test_a_residual_that_comes_later_is_waited_for() -> None:
+    block = Block(lambda self, y, x: self.act(self.norm(y) + self.other(x)))
+    assert kinds(check(block)) == ["Conv3d", "FusedConv3d"]
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda self, y, x: self.norm(y) + self.act(x),  # in place, on what the convolution reads
+        lambda self, y, x: self.norm(y) + x.mul_(2),
+        lambda self, y, x: self.norm(y) + F.relu(x, inplace=True),
+        lambda self, y, x: torch.add(y, x, alpha=2),
+        lambda self, y, x: self.norm(y) + self.norm(y),
+        lambda self, y, x: y + y,
+        lambda self, y, x: y + 1,
+        lambda self, y, x: self.act(y * 1) + y,
+        lambda self, y, x: F.gelu(y, approximate="tanh"),
+        lambda self, y, x: self.norm(self.act(y)) * self.norm(x),
+    ],
+)
+def test_what_is_not_the_same_is_left_alone(after: Callable[..., Tensor]) -> None:
+    fused = check(Block(after))
+    assert not any(isinstance(m, FusedConv3d) and m.activation is None for m in fused.modules())
+
+
+def test_a_residual_that_is_broadcast() -> None:
+    assert kinds(check(Block(lambda self, y, x: F.relu(y + x.mean((2, 3, 4), keepdim=True)))))
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "circular"])
+def test_pointwise_dense_and_ours(padding_mode: str) -> None:
+    layers = [
+        *(nn.Conv3d(CHANNELS, CHANNELS, 1, bias=False), norm(), nn.ReLU()),
+        *(nn.Conv3d(CHANNELS, CHANNELS, 3, padding=1, padding_mode=padding_mode), norm()),
+        *(depthwise(padding_mode=padding_mode), norm(), nn.Dropout3d(), nn.Identity(), nn.SiLU()),
+        *(DepthwiseConv3d(CHANNELS, CHANNELS, 3, padding=((2, 0), (1, 1), (1, 1))), norm()),
+    ]
+    fused = check(nn.Sequential(*layers))
+    assert kinds(fused) == ["Conv3d", "ReLU", "Conv3d", "FusedConv3d", "DepthwiseConv3d"]
+
+
+def test_features_of_one_sample_and_half_precision() -> None:
+    model = Block(lambda self, y, x: self.act(self.norm(y) + x)).eval().bfloat16()
+    fused = fuse(model, sample=features().bfloat16())
+    assert fused(features().bfloat16()).dtype == torch.bfloat16
+
+
+def test_under_autocast_the_dtypes_are_the_models() -> None:
+    model = Block(lambda self, y, x: self.act(y + x)).eval()
+    fused = check(model)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected, found = model(features()), fused(features())
+    assert found.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+class Branching(nn.Module):
+    """Its path depends on the features; it looks into its child, which is a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(depthwise(), norm(), nn.ReLU())
+        self.width = self.body[0].out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 1e9:
+            return x
+        y = self.body(x)
+        for layer in self.body:
+            y = layer(y)
+        return y * self.body[0].out_channels
+
+
+def test_what_cannot_be_traced_keeps_its_class() -> None:
+    fused = check(nn.Sequential(nn.Sequential(Branching(), depthwise(), norm()), nn.ReLU()))
+    assert kinds(fused) == ["Branching", "FusedConv3d"]
+    branching = fused.get_submodule("0.0")
+    assert kinds(branching.fused_body) == ["FusedConv3d"]
+    copied = copy.deepcopy(fused)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+        assert fused(features()).abs().max() > 0
+        assert torch.equal(copied(features()), torch.zeros_like(features()))
+    assert type(fuse(Branching())) is Branching
+
+
+def test_shared_hooked_parametrized_and_statistics_of_the_batch() -> None:
+    shared = depthwise()
+    hooked = depthwise()
+    hooked.register_forward_hook(lambda module, inputs, output: output + 1)
+    weighed = parametrizations.weight_norm(depthwise())
+    batch = nn.BatchNorm3d(CHANNELS, track_running_stats=False)
+    layers = [*(shared, norm(), shared, norm()), *(hooked, norm()), *(weighed, norm())]
+    model = nn.Sequential(*layers, depthwise(), batch, depthwise(), nn.ReLU())
+    fused = check(model)
+    assert kinds(fused)[:-1] == [
+        *("AcceleratedConv3d", "BatchNorm3d", "AcceleratedConv3d", "BatchNorm3d"),
+        *("AcceleratedConv3d", "BatchNorm3d", "ParametrizedConv3d", "BatchNorm3d"),
+        *("AcceleratedConv3d", "BatchNorm3d"),
+    ]
+
+
+def test_hooks_around_what_is_fused_still_run() -> None:
+    seen = []
+    model = nn.Sequential(nn.Sequential(depthwise(), nn.ReLU()), nn.Sequential(depthwise(), norm()))
+    model[0].register_forward_hook(lambda module, inputs, output: seen.append("inner"))
+    model.register_forward_pre_hook(lambda module, inputs: seen.append("outer"))
+    fused = check(model)
+    seen.clear()
+    fused(features())
+    assert seen == ["outer", "inner"]
+
+
+class Optional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(depthwise(), norm())
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Any:
+        y = self.body(x) * scale
+        return {"y": y if mask is None else y * mask, "x": [x]}
+
+
+def test_optional_arguments_keep_their_defaults() -> None:
+    fused = fuse(Optional().eval(), sample=features())
+    assert set(fused(features())) == {"x", "y"}
+    with pytest.raises(AssertionError, match="mask"):
+        fused(features(), torch.ones(1))
+
+
+def test_nothing_to_fuse_keeps_the_class() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.Conv3d(CHANNELS, 4, 1))
+    assert type(fuse(model)) is nn.Sequential
+    layer = fuse(depthwise())
+    assert isinstance(layer, DepthwiseConv3d) and not layer.training
+
+
+def test_it_tells_how_much(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "vmf_kernels"):
+        fuse(Block(lambda self, y, x: self.act(self.norm(y) + x)))
+    assert "1 BatchNorms, 1 activations, 1 residuals" in caplog.text
+
+
+class Deceiving(nn.Module):
+    """Reads otherwise when it is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(depthwise(), nn.ReLU())
+
+    def forward(self, x: Any) -> Any:
+        return self.body(x) if isinstance(x, Tensor) else self.body(x) + 1
+
+
+def test_a_sample_finds_what_tracing_misread() -> None:
+    with pytest.raises(RuntimeError, match="fuse: the outputs for the sample must not differ"):
+        fuse(Deceiving(), sample=features())
+
+
+def test_saved_exported_compiled_and_explained() -> None:
+    model = Block(lambda self, y, x: self.act(self.norm(y) + x)).eval()
+    fused = check(model)
+    expected = fused(features())
+    loaded = fuse(Block(lambda self, y, x: self.act(self.norm(y) + x)))
+    file = io.BytesIO()
+    torch.save(fused.state_dict(), file)
+    file.seek(0)
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    torch.testing.assert_close(loaded(features()), expected, rtol=0, atol=0)
+    exported = torch.export.export(fused, (features(),)).module()
+    torch.testing.assert_close(exported(features()), expected)
+    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(features()), expected)
+    (record,) = explain(fused, features())
+    assert record.name == "conv" and record.swapped
+
+
+def test_wrong_argument() -> None:
+    with pytest.raises(TypeError, match="fuse: takes an"):
+        fuse(3)  # type: ignore[arg-type]
