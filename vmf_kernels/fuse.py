@@ -33,6 +33,8 @@ ACTIVATIONS: dict[Any, str] = {
     F.gelu: "gelu",
 }
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+IN_PLACE = {"relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish, "silu": F.silu}
+NEW = (operator.add, operator.mul, torch.add, torch.mul)  # what they return is no view
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # when inferring
 NORMS = (nn.BatchNorm3d, nn.SyncBatchNorm)
 CONVOLUTIONS = (nn.Conv3d, DepthwiseConv3d, AcceleratedConv3d)
@@ -46,7 +48,8 @@ def fuse(model: nn.Module, sample: Any = None) -> nn.Module:
 
     BatchNorms are folded into the 3D convolutions before them. An activation (ReLU, ReLU6,
     Hardswish, SiLU, exact GELU) after a depthwise one, and the addition of a residual, become part
-    of its pass. The depthwise layers run our kernels, as after `accelerate`.
+    of its pass; other activations write where they read, if nobody else reads that. The depthwise
+    layers run our kernels, as after `accelerate`.
 
     The model's forward is traced by `torch.fx`. Where it cannot be (its path depends on the
     features' values or shapes) its children are, each on its own; what is not understood, shared,
@@ -74,10 +77,11 @@ def fuse(model: nn.Module, sample: Any = None) -> nn.Module:
     copied = accelerate(copy.deepcopy(model).eval().requires_grad_(False))
     counts: Counter[str] = Counter()
     fused = _fuse(copied, counts)
-    told = ", ".join(
-        f"{counts[what]} {what}" for what in ("BatchNorms", "activations", "residuals")
+    _log.info(
+        "fuse: moved into convolutions: %d BatchNorms, %d activations, %d residuals; "
+        "%d activations write in place",
+        *(counts[what] for what in ("BatchNorms", "activations", "residuals", "in place")),
     )
-    _log.info("fuse: moved into convolutions: %s", told)
     if sample is not None:
         _compare(model, fused, sample if isinstance(sample, tuple) else (sample,))
     return fused
@@ -181,14 +185,16 @@ class _Rewriting:
         self.counts: Counter[str] = Counter()
         self.model = fx.GraphModule(module, graph, type(module).__name__)
         self.graph = self.model.graph
-        self.calls = Counter(node.target for node in self.graph.nodes if node.op == "call_module")
+        calls = Counter(node.target for node in self.graph.nodes if node.op == "call_module")
         for node in list(self.graph.nodes):
             if self._module(node, NOTHING) is not None:
                 self._skip(node)
         for node in list(self.graph.nodes):
             layer = self._module(node, CONVOLUTIONS)
-            if layer is not None and len(node.args) == 1 and not node.kwargs:
+            if layer is not None and calls[node.target] == 1 and len(node.args) == 1:
                 self._fuse(node, layer)
+        for node in list(self.graph.nodes):
+            self._write_in_place(node)
 
     def result(self) -> fx.GraphModule:
         """The fused module."""
@@ -198,8 +204,8 @@ class _Rewriting:
         return self.model
 
     def _module(self, node: fx.Node | None, types: tuple[type, ...]) -> Any:
-        """The module that a node calls, if it is of these very types, called here alone, plain."""
-        if node is None or node.op != "call_module" or self.calls[node.target] > 1:
+        """The module that a node calls, if it is of these very types, and plain."""
+        if node is None or node.op != "call_module":
             return None
         module = self.model.get_submodule(str(node.target))
         plain = type(module) in types and not _has_hooks(module)
@@ -241,6 +247,18 @@ class _Rewriting:
         fused.__class__ = FusedConv3d
         fused.activation = activation
         self.model.set_submodule(str(node.target), fused)
+
+    def _write_in_place(self, node: fx.Node) -> None:
+        """An activation writes where it reads, if nobody else reads that."""
+        function = IN_PLACE.get(self._activation(node) or "")
+        if function is None or len((source := node.all_input_nodes[0]).users) > 1:
+            return
+        if source.target in NEW or self._module(source, (*CONVOLUTIONS, FusedConv3d, *NORMS)):
+            with self.graph.inserting_before(node):
+                written = self.graph.call_function(function, (source,), {"inplace": True})
+            node.replace_all_uses_with(written)
+            self.graph.erase_node(node)
+            self.counts["in place"] += 1
 
     def _writes_between(self, first: fx.Node, last: fx.Node) -> bool:
         """Whether something between two nodes may change a tensor that the first one reads."""
