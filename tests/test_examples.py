@@ -9,7 +9,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def test_x3d() -> None:
-    options = "--batch 1 --frames 4 --size 32 --rounds 1".split()
+    options = ["--batch", "1", "--frames", "4", "--size", "32", "--rounds", "1"]
     command = [sys.executable, str(EXAMPLES / "x3d.py"), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

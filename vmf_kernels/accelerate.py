@@ -13,23 +13,33 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from vmf_kernels.layers import AcceleratedConv3d, DepthwiseConv3d
+from vmf_kernels.layers import (
+    AcceleratedConv3d,
+    AcceleratedConvTranspose3d,
+    DepthwiseConv3d,
+    DepthwiseConvTranspose3d,
+)
 from vmf_kernels.ops.depthwise_conv3d.geometry import normalise
 
 Model = TypeVar("Model", bound=nn.Module)
 FORMATS = (torch.contiguous_format, torch.channels_last_3d)
 ROUNDS = 5
+ACCELERATED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv3d: AcceleratedConv3d,
+    nn.ConvTranspose3d: AcceleratedConvTranspose3d,
+}
+ORIGINAL = {accelerated: original for original, accelerated in ACCELERATED.items()}
 _log = logging.getLogger("vmf_kernels")
 
 
 def accelerate(model: Model, memory_format: Any = None, sample: Any = None) -> Model:
     """Lets every depthwise 3D convolution of a model run our kernels, in place.
 
-    An `nn.Conv3d` with `groups == in_channels` stays the same object with the same parameters,
-    buffers, hooks, name, settings and training mode; only its class changes. So optimizers,
-    checkpoints and references to layers stay valid. Which backend runs a call is decided call by
-    call, PyTorch's own where it was measured to be faster. What is left alone, and why, is told by
-    `explain(model)`. Twice is once; `restore` undoes it.
+    An `nn.Conv3d` or `nn.ConvTranspose3d` with `groups == in_channels` stays the same object with
+    the same parameters, buffers, hooks, name, settings and training mode; only its class changes.
+    So optimizers, checkpoints and references to layers stay valid. Which backend runs a call is
+    decided call by call, PyTorch's own where it was measured to be faster. What is left alone, and
+    why, is told by `explain(model)`. Twice is once; `restore` undoes it.
 
     Args:
         model: any module; also one layer.
@@ -59,7 +69,7 @@ def accelerate(model: Model, memory_format: Any = None, sample: Any = None) -> M
         raise ValueError("accelerate: memory_format='auto' times a sample (got None)")
     for layer in model.modules():
         if is_depthwise(layer) and refusal(layer) is None:
-            layer.__class__ = AcceleratedConv3d
+            layer.__class__ = ACCELERATED[type(layer)]
     if memory_format == "auto":
         memory_format = _faster(model, sample if isinstance(sample, tuple) else (sample,))
     if memory_format is not None:
@@ -69,7 +79,7 @@ def accelerate(model: Model, memory_format: Any = None, sample: Any = None) -> M
 
 
 def restore(model: Model) -> Model:
-    """Undoes `accelerate`, in place: its layers are of the class `nn.Conv3d` again.
+    """Undoes `accelerate`, in place: its layers are of PyTorch's own classes again.
 
     The memory format stays. A layer that something has given another class in between
     (a parametrization, FSDP) cannot be restored before that is removed: a warning names it.
@@ -83,9 +93,9 @@ def restore(model: Model) -> Model:
     _check(model, "restore")
     wrapped = []
     for name, layer in model.named_modules():
-        if type(layer) is AcceleratedConv3d:
-            layer.__class__ = nn.Conv3d  # type: ignore[assignment]
-        elif isinstance(layer, AcceleratedConv3d):
+        if type(layer) in ORIGINAL:
+            layer.__class__ = ORIGINAL[type(layer)]
+        elif isinstance(layer, tuple(ORIGINAL)):
             wrapped.append(f"{name} ({type(layer).__name__})")
     if wrapped:
         warnings.warn(
@@ -96,24 +106,27 @@ def restore(model: Model) -> Model:
 
 
 def is_depthwise(layer: nn.Module) -> bool:
-    """Whether it is a depthwise 3D convolution, of whatever class."""
-    return isinstance(layer, nn.Conv3d) and layer.groups == layer.in_channels > 1
+    """Whether it is a depthwise 3D convolution, transposed or not, of whatever class."""
+    return (
+        isinstance(layer, nn.Conv3d | nn.ConvTranspose3d) and layer.groups == layer.in_channels > 1
+    )
 
 
 def refusal(layer: nn.Module) -> str | None:
     """Why `accelerate` leaves a depthwise layer alone, or None."""
-    assert isinstance(layer, nn.Conv3d)
-    if isinstance(layer, DepthwiseConv3d):
+    assert isinstance(layer, nn.Conv3d | nn.ConvTranspose3d)
+    if isinstance(layer, DepthwiseConv3d | DepthwiseConvTranspose3d):
         return "it is one of ours"
     if parametrize.is_parametrized(layer):
         return "its parameters are parametrized"
     if isinstance(layer, LazyModuleMixin):
         return "it is lazy: run the model once first"
-    if type(layer) is not nn.Conv3d:
-        own = type(layer).forward is not nn.Conv3d.forward
-        own = own or type(layer)._conv_forward is not nn.Conv3d._conv_forward
+    if type(layer) not in ACCELERATED:
+        base = nn.Conv3d if isinstance(layer, nn.Conv3d) else nn.ConvTranspose3d
+        changed = ("forward", "_conv_forward", "_output_padding")
+        own = any(getattr(type(layer), m, None) is not getattr(base, m, None) for m in changed)
         return f"its class {type(layer).__name__} " + (
-            "overrides forward" if own else "is derived from nn.Conv3d"
+            "overrides forward" if own else f"is derived from nn.{base.__name__}"
         )
     if "forward" in vars(layer):
         return "its forward was replaced"

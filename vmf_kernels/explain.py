@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from vmf_kernels.accelerate import inference, is_depthwise, refusal
 from vmf_kernels.backends import KERNELS_OF_DEVICE, OPS
-from vmf_kernels.layers import DepthwiseConv3d
+from vmf_kernels.layers import DepthwiseConv3d, DepthwiseConvTranspose3d
 from vmf_kernels.ops.depthwise_conv3d import depthwise_conv3d
+from vmf_kernels.ops.depthwise_conv_transpose3d import depthwise_conv_transpose3d
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ def _explain_call(name: str, function: Callable[..., Any], *args: Any, **kwargs:
 
 def _explain_layer(name: str, layer: Any, input: Tensor | None = None) -> Record:
     shape = "" if input is None else "x".join(map(str, input.shape))
-    if not isinstance(layer, DepthwiseConv3d):
+    transposed = isinstance(layer, DepthwiseConvTranspose3d)
+    if not transposed and not isinstance(layer, DepthwiseConv3d):
         reason = refusal(layer) or "accelerate(model) would swap it"
         return Record(name, False, "pytorch", reason, shape=shape)
     padding = layer.padding
@@ -125,8 +127,12 @@ def _explain_layer(name: str, layer: Any, input: Tensor | None = None) -> Record
     elif layer.padding_mode != "zeros":
         input = F.pad(input, layer._reversed_padding_repeated_twice)
         padding = 0
-    settings = (layer.stride, padding, layer.dilation)
-    record = _explain_call(name, depthwise_conv3d, input, layer.weight, layer.bias, *settings)
+    weights = (input, layer.weight, layer.bias, layer.stride, padding)
+    if transposed:
+        settings = (*weights, layer.output_padding, layer.dilation)
+        record = _explain_call(name, depthwise_conv_transpose3d, *settings)
+    else:
+        record = _explain_call(name, depthwise_conv3d, *weights, layer.dilation)
     return replace(record, shape=shape)
 
 

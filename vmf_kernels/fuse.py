@@ -137,7 +137,8 @@ class _Tracer(fx.Tracer):
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv3d) or fx.Tracer().is_leaf_module(module, "")
+    ours = isinstance(module, nn.Conv3d | nn.ConvTranspose3d)
+    return ours or fx.Tracer().is_leaf_module(module, "")
 
 
 def _has_hooks(module: nn.Module) -> bool:

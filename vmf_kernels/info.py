@@ -68,6 +68,7 @@ def _example_call(op: str, device: str, dtype: torch.dtype) -> tuple[torch.Tenso
     tokens, slopes = x.new_zeros(1, 6, 8), x.new_zeros(1, 8)
     return {
         "depthwise_conv3d": (x, x.new_zeros(8, 1, 3, 3, 3)),
+        "depthwise_conv_transpose3d": (x, x.new_zeros(8, 1, 3, 3, 3)),
         "few_query_attention": (tokens, x),
         "few_key_attention": (x, tokens, tokens),
         "dynamic_relu": (x, slopes, slopes),
@@ -89,7 +90,7 @@ def _print_backends(device: str) -> None:
             lines.setdefault(key, []).append(str(dtype).removeprefix("torch."))
         for (backend, reason), dtypes in lines.items():
             why = f"  ({reason})" if reason else ""
-            print(f"  {name:20} {backend:10} {', '.join(dtypes)}{why}")
+            print(f"  {name:26} {backend:10} {', '.join(dtypes)}{why}")
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from vmf_kernels.ops.depthwise_conv3d import depthwise_conv3d
 from vmf_kernels.ops.depthwise_conv3d.epilogue import ELEMENTWISE
 from vmf_kernels.ops.depthwise_conv3d.geometry import normalise, output_size
+from vmf_kernels.ops.depthwise_conv_transpose3d import depthwise_conv_transpose3d
 
 
 class DepthwiseConv3d(nn.Conv3d):
@@ -45,14 +46,7 @@ class DepthwiseConv3d(nn.Conv3d):
         dtype: Any = None,
         padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
     ) -> None:
-        if in_channels < 1 or out_channels < 1 or out_channels % in_channels:
-            raise ValueError(
-                "DepthwiseConv3d: out_channels must be a multiple of in_channels "
-                f"(got in_channels={in_channels}, out_channels={out_channels})"
-            )
-        sizes = (kernel_size,) if isinstance(kernel_size, int) else kernel_size
-        if min(sizes) < 1:
-            raise ValueError(f"DepthwiseConv3d: kernel_size must be at least 1 (got {kernel_size})")
+        _check_channels("DepthwiseConv3d", in_channels, out_channels, kernel_size)
         pairs = padding if _is_pairs(padding) else None
         if pairs and padding_mode != "zeros":
             raise ValueError(
@@ -89,6 +83,73 @@ class DepthwiseConv3d(nn.Conv3d):
         return input, self.weight, self.bias, self.stride, padding, self.dilation
 
 
+class DepthwiseConvTranspose3d(nn.ConvTranspose3d):
+    """An `nn.ConvTranspose3d` with `groups=in_channels`, run by `depthwise_conv_transpose3d`.
+
+    Same `state_dict`, same initialisation, same `repr` fields as `nn.ConvTranspose3d`.
+
+    Args:
+        in_channels: C.
+        out_channels: m*C for a channel multiplier m >= 1.
+        kernel_size: an int, or three for T, H, W.
+        stride, padding, output_padding, dilation: as in `depthwise_conv_transpose3d`.
+        bias: whether there is one.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: out_channels is no multiple of in_channels, or a value is out of range.
+        TypeError: a value has the wrong type.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int, int],
+        stride: int | tuple[int, int, int] = 1,
+        padding: int | tuple[int, int, int] = 0,
+        output_padding: int | tuple[int, int, int] = 0,
+        bias: bool = True,
+        dilation: int | tuple[int, int, int] = 1,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        _check_channels("DepthwiseConvTranspose3d", in_channels, out_channels, kernel_size)
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            output_padding,
+            in_channels,
+            bias,
+            dilation,
+            device=device,
+            dtype=dtype,
+        )
+        normalise(
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            "depthwise_conv_transpose3d",
+        )
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """(N, C, T, H, W) or (C, T, H, W) to (N, m*C, T', H', W') or (m*C, T', H', W')."""
+        layer: Any = self  # whose stubs know less than PyTorch does
+        output_padding = layer._output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size, 3, self.dilation
+        )
+        settings = (self.stride, layer.padding, output_padding, self.dilation)
+        return depthwise_conv_transpose3d(input, self.weight, self.bias, *settings)
+
+
+class AcceleratedConvTranspose3d(DepthwiseConvTranspose3d):
+    """What `accelerate` makes of an `nn.ConvTranspose3d`; `restore` undoes it."""
+
+
 class AcceleratedConv3d(DepthwiseConv3d):
     """What `accelerate` makes of an `nn.Conv3d`, and `restore` an `nn.Conv3d` of again."""
 
@@ -121,6 +182,16 @@ class FusedConv3d(DepthwiseConv3d):
     def extra_repr(self) -> str:
         """As of `nn.Conv3d`, and the activation."""
         return f"{super().extra_repr()}, activation={self.activation}"
+
+
+def _check_channels(name: str, in_channels: int, out_channels: int, kernel_size: Any) -> None:
+    if in_channels < 1 or out_channels < 1 or out_channels % in_channels:
+        raise ValueError(
+            f"{name}: out_channels must be a multiple of in_channels "
+            f"(got in_channels={in_channels}, out_channels={out_channels})"
+        )
+    if min((kernel_size,) if isinstance(kernel_size, int) else kernel_size) < 1:
+        raise ValueError(f"{name}: kernel_size must be at least 1 (got {kernel_size})")
 
 
 def _is_pairs(padding: Any) -> bool:

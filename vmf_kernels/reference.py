@@ -22,6 +22,7 @@ def _reference(name: str) -> Any:
 
 
 depthwise_conv3d = _reference("depthwise_conv3d")
+depthwise_conv_transpose3d = _reference("depthwise_conv_transpose3d")
 few_query_attention = _reference("few_query_attention")
 few_key_attention = _reference("few_key_attention")
 dynamic_relu = _reference("dynamic_relu")

@@ -93,6 +93,10 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...]]] 
         lambda x, w, b: vmf_kernels.depthwise_conv3d(x, w, b, (1, 2, 1), (1, 1, 0)),
         ((2, 4, 5, 6, 7), (8, 1, 3, 3, 2), (8,)),
     ),
+    "depthwise_conv_transpose3d": (
+        lambda x, w, b: vmf_kernels.depthwise_conv_transpose3d(x, w, b, (1, 2, 2), 1, (0, 1, 0)),
+        ((2, 4, 3, 2, 3), (4, 2, 3, 3, 2), (8,)),
+    ),
     "few_query_attention": (
         lambda q, x: vmf_kernels.few_query_attention(q, x, 2),
         ((2, 3, 4), (2, 4, 3, 4, 5)),
@@ -106,6 +110,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...]]] 
         ((2, 4, 3, 4, 5), (2, 4), (2, 4)),
     ),
 }
+
+CONVOLUTIONS = ("depthwise_conv3d", "depthwise_conv_transpose3d")  # their weights have no batch
 
 # Which implementation runs which function.
 SERVED = [

@@ -13,7 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.conftest import Implementation
 from tests.ops.compare import DTYPES, HALVES, gradients
 from tests.ops.layouts import DENSE
-from tests.ops.samples import FUNCTIONS, OPERATORS, SERVED, function_call, operator_call
+from tests.ops.samples import (
+    CONVOLUTIONS,
+    FUNCTIONS,
+    OPERATORS,
+    SERVED,
+    function_call,
+    operator_call,
+)
 from vmf_kernels import use_backend
 
 each_function = pytest.mark.parametrize("name", FUNCTIONS)
@@ -44,7 +51,7 @@ def resized(name: str, tensors: list[torch.Tensor], batch: int, time: int) -> li
     result = []
     for i, x in enumerate(tensors):
         shape = list(x.shape)
-        if name != "depthwise_conv3d" or i == 0:
+        if name not in CONVOLUTIONS or i == 0:
             shape[0] = batch
             if x.dim() == 5:
                 shape[2] = time
@@ -72,7 +79,7 @@ def test_inductor_computes_what_eager_does(
         eager = gradients(function, inputs, grad_output)
         leaves = [x.detach().requires_grad_() for x in inputs]
         for i, x in enumerate(leaves):
-            if name != "depthwise_conv3d" or i == 0:
+            if name not in CONVOLUTIONS or i == 0:
                 torch._dynamo.mark_dynamic(x, (0, 2) if x.dim() == 5 else 0)
         output = compiled(*leaves)
         ours = [output, *torch.autograd.grad(output, leaves, grad_output)]
@@ -101,11 +108,11 @@ class Wrapped(torch.nn.Module):
         super().__init__()
         self.function, tensors = function_call(name)
         self.name = name
-        if name == "depthwise_conv3d":
+        if name in CONVOLUTIONS:
             self.weights = torch.nn.ParameterList(tensors[1:])
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        if self.name == "depthwise_conv3d":
+        if self.name in CONVOLUTIONS:
             return self.function(*tensors, *self.weights)
         return self.function(*tensors)
 
@@ -113,7 +120,7 @@ class Wrapped(torch.nn.Module):
 @each_function
 def test_export_with_dynamic_batch_and_time(name: str) -> None:
     tensors = function_call(name)[1]
-    if name == "depthwise_conv3d":
+    if name in CONVOLUTIONS:
         tensors = tensors[:1]
     dynamic = torch.export.Dim.DYNAMIC
     shapes = tuple({0: dynamic, 2: dynamic} if x.dim() == 5 else {0: dynamic} for x in tensors)
@@ -237,7 +244,7 @@ def test_per_sample_gradients(name: str, implementation: Implementation) -> None
 @served
 def test_empty_batch(name: str, implementation: Implementation) -> None:
     function, tensors = function_call(name)
-    tensors = [x if name == "depthwise_conv3d" and i else x[:0] for i, x in enumerate(tensors)]
+    tensors = [x if name in CONVOLUTIONS and i else x[:0] for i, x in enumerate(tensors)]
     leaves = [x.detach().requires_grad_() for x in tensors]
     output = function(*leaves)
     assert output.shape[0] == 0
@@ -265,6 +272,14 @@ def test_flops_of_depthwise_conv3d(extension: ModuleType, layout: str) -> None:
 
     assert flops(train, x) == 3 * 2 * macs
     assert flops(train, x.detach()) == 2 * 2 * macs, "no input gradient"
+
+
+@pytest.mark.parametrize("layout", DENSE)
+def test_flops_of_depthwise_conv_transpose3d(extension: ModuleType, layout: str) -> None:
+    function, (x, w, b) = function_call("depthwise_conv_transpose3d", grad=True, layout=layout)
+    macs = x.numel() * w[0].numel()  # each value meets each tap of its m kernels
+    assert flops(function, x, w, b) == 2 * macs
+    assert flops(lambda x: function(x, w, b).sum().backward(), x) == 3 * 2 * macs
 
 
 @pytest.mark.parametrize("name", ["few_query_attention", "few_key_attention"])

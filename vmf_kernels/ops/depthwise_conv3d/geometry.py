@@ -15,33 +15,42 @@ Padding = tuple[int, int, int, int, int, int]
 
 
 def normalise(
-    kernel: Sequence[int], stride: Any, padding: Any, dilation: Any
+    kernel: Sequence[int],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    op: str = NAME,
+    padding_name: str = "padding",
 ) -> tuple[Triple, Padding, Triple]:
     """Every accepted form of stride, padding and dilation as 3, 6 (before, after) and 3 ints.
+
+    Errors name the op and what it calls the padding.
 
     Raises:
         ValueError: a value is out of range.
         TypeError: a value is no int, or the form is unknown.
     """
-    stride = _triple("stride", stride, minimum=1)
-    dilation = _triple("dilation", dilation, minimum=1)
+    stride = _triple(f"{op}: stride", stride, minimum=1)
+    dilation = _triple(f"{op}: dilation", dilation, minimum=1)
     if padding == "valid":
         return stride, (0, 0, 0, 0, 0, 0), dilation
     if padding == "same":
         if stride != (1, 1, 1):
-            raise ValueError(f"{NAME}: padding='same' needs stride 1 (got stride={stride})")
+            raise ValueError(f"{op}: padding='same' needs stride 1 (got stride={stride})")
         t, h, w = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
         return stride, (t // 2, t - t // 2, h // 2, h - h // 2, w // 2, w - w // 2), dilation
     if isinstance(padding, str):
-        raise ValueError(f"{NAME}: padding must be 'same', 'valid' or ints (got {padding!r})")
+        raise ValueError(f"{op}: padding must be 'same', 'valid' or ints (got {padding!r})")
     if isinstance(padding, Sequence) and any(isinstance(p, Sequence) for p in padding):
         if len(padding) != 3 or any(not isinstance(p, Sequence) or len(p) != 2 for p in padding):
             raise ValueError(
-                f"{NAME}: padding in pairs must be three (before, after) pairs (got {padding!r})"
+                f"{op}: padding in pairs must be three (before, after) pairs (got {padding!r})"
             )
-        t0, t1, h0, h1, w0, w1 = (_integer("padding", p, 0) for pair in padding for p in pair)
+        t0, t1, h0, h1, w0, w1 = (
+            _integer(f"{op}: padding", p, 0) for pair in padding for p in pair
+        )
         return stride, (t0, t1, h0, h1, w0, w1), dilation
-    t, h, w = _triple("padding", padding, minimum=0)
+    t, h, w = _triple(f"{op}: {padding_name}", padding, minimum=0)
     return stride, (t, t, h, h, w, w), dilation
 
 
@@ -83,14 +92,14 @@ def _triple(name: str, value: Any, minimum: int) -> Triple:
             t, h, w = (_integer(name, v, minimum) for v in value)
             return t, h, w
         else:
-            raise ValueError(f"{NAME}: {name} must be one int or three (got {value!r})")
+            raise ValueError(f"{name} must be one int or three (got {value!r})")
     number = _integer(name, value, minimum)
     return number, number, number
 
 
 def _integer(name: str, value: Any, minimum: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{NAME}: {name} must be made of ints (got {type(value).__name__})")
+        raise TypeError(f"{name} must be made of ints (got {type(value).__name__})")
     if value < minimum:
-        raise ValueError(f"{NAME}: {name} must be at least {minimum} (got {value})")
+        raise ValueError(f"{name} must be at least {minimum} (got {value})")
     return value

@@ -31,9 +31,10 @@ def triton_refuses(
     return _too_much(input.shape[-4:], output, weight.shape[2:], stride, dilation)
 
 
-def _grad_input_refuses(
+def grad_input_refuses(
     grad_output: Tensor, weight: Tensor, size: Any, stride: Any, padding: Any, dilation: Any
 ) -> str | None:
+    """What the Triton kernels of the input gradient do not cover, in words."""
     return _too_much(size[1:], grad_output.shape[1:], weight.shape[2:], stride, dilation)
 
 
@@ -167,7 +168,7 @@ depthwise_conv3d_grad_input = Operator(
     setup_context=_grad_input_setup,
     backward=_grad_input_backward,
     triton=TRITON,
-    triton_refuses=_grad_input_refuses,
+    triton_refuses=grad_input_refuses,
 )
 
 depthwise_conv3d_grad_weight = Operator(

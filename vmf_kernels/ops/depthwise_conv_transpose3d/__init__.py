@@ -1,0 +1,193 @@
+"""Transposed depthwise 3D convolution."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vmf_kernels import _triton
+from vmf_kernels.backends import Backend, Op, always
+from vmf_kernels.checks import autocast, check_tensors
+from vmf_kernels.layout import is_channels_last, to_layout
+from vmf_kernels.ops.depthwise_conv3d import dispatch, library
+from vmf_kernels.ops.depthwise_conv3d.geometry import AXES, MAX_ELEMENTS, normalise
+from vmf_kernels.ops.depthwise_conv_transpose3d import reference
+
+NAME = "depthwise_conv_transpose3d"
+
+
+def depthwise_conv_transpose3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """Spreads every channel by its own 3D kernels: upsampling, where the stride is above 1.
+
+    Equivalent to `torch.nn.functional.conv_transpose3d(..., groups=C)`. It is the input gradient
+    of `depthwise_conv3d`, and runs its kernels.
+
+    Args:
+        input: (N, C, T, H, W) or (C, T, H, W), any floating dtype, any strides.
+        weight: (C, m, kT, kH, kW): input channel c becomes the output channels m*c to m*c + m - 1.
+            Same dtype and device as the input.
+        bias: (m*C,) or None.
+        stride: an int, or three for T, H, W.
+        padding: an int, or three: so much less of the output on each side.
+        output_padding: an int, or three: so much more after it; smaller than the stride or the
+            dilation.
+        dilation: an int, or three.
+
+    Returns:
+        (N, m*C, T', H', W') or (m*C, T', H', W') in the input's dtype and memory format, with
+        `T' = (T - 1) stride - 2 padding + dilation (kT - 1) + output_padding + 1`. 16-bit inputs
+        are accumulated in float32.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or values do not fit.
+        TypeError: an argument has the wrong type.
+        NotImplementedError, RuntimeError: the backend that `use_backend` asks for cannot run it.
+    """
+    return OP(input, weight, bias, stride, padding, output_padding, dilation)
+
+
+def _prepare(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    dilation: Any,
+) -> tuple[Any, ...]:
+    input, weight, bias = autocast(input, weight, bias)
+    given = {} if bias is None else {"bias": bias}
+    check_tensors(NAME, input=input, weight=weight, **given)
+    if input.dim() not in (4, 5):
+        raise ValueError(
+            f"{NAME}: input must be (N, C, T, H, W) or (C, T, H, W) "
+            f"(got shape {tuple(input.shape)})"
+        )
+    channels = input.shape[-4]
+    if weight.dim() != 5 or weight.shape[0] != channels or 0 in weight.shape:
+        raise ValueError(
+            f"{NAME}: weight must be (C, m, kT, kH, kW) with C={channels}, without an empty "
+            f"dimension (got shape {tuple(weight.shape)})"
+        )
+    outputs = channels * weight.shape[1]
+    if bias is not None and bias.shape != (outputs,):
+        raise ValueError(
+            f"{NAME}: bias must have one value per output channel "
+            f"(got shape {tuple(bias.shape)} for {outputs} channels)"
+        )
+    if isinstance(padding, str) or (
+        isinstance(padding, Sequence) and any(isinstance(p, Sequence) for p in padding)
+    ):
+        raise ValueError(f"{NAME}: padding must be an int or three (got {padding!r})")
+    kernel = weight.shape[2:]
+    stride, padding, dilation = normalise(kernel, stride, padding, dilation, NAME)
+    more = normalise(kernel, 1, output_padding, 1, NAME, padding_name="output_padding")[1][::2]
+    size = []
+    for i, axis in enumerate(AXES):
+        if more[i] >= max(stride[i], dilation[i]):
+            raise ValueError(
+                f"{NAME}: output_padding must be smaller than stride or dilation "
+                f"(got {more[i]}, {stride[i]} and {dilation[i]} along {axis})"
+            )
+        extent = dilation[i] * (kernel[i] - 1) + 1
+        size.append((input.shape[i - 3] - 1) * stride[i] - 2 * padding[2 * i] + extent + more[i])
+        if input.shape[i - 3] == 0 or size[-1] < 1:
+            raise ValueError(
+                f"{NAME}: input and output must have at least one position "
+                f"(got {input.shape[i - 3]} and {size[-1]} along {axis})"
+            )
+    total = math.prod(size) * outputs
+    if not torch.compiler.is_compiling() and total > MAX_ELEMENTS:
+        raise ValueError(
+            f"{NAME}: a sample's output must have at most 2**40 elements (got {total})"
+        )
+    return input, weight, bias, size, stride, padding, more, dilation
+
+
+def _run(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    size: list[int],
+    stride: Any,
+    padding: Any,
+    more: Any,
+    dilation: Any,
+) -> Tensor:
+    """By the kernels of the convolution whose input gradient this is."""
+    multiplier = weight.shape[1]
+    if multiplier > 1:
+        repeated = input.unsqueeze(2).expand(-1, -1, multiplier, -1, -1, -1).flatten(1, 2)
+        input = to_layout(repeated, is_channels_last(input))
+        weight = weight.flatten(0, 1).unsqueeze(1)
+    shape = [*input.shape[:2], *size]
+    output = library.depthwise_conv3d_grad_input(input, weight, shape, stride, padding, dilation)
+    return output if bias is None else output.add_(bias.view(-1, 1, 1, 1))
+
+
+def _unbatched(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Lets a function of (N, C, T, H, W) take (C, T, H, W) too."""
+
+    def wrapper(input: Tensor, *rest: Any) -> Tensor:
+        if input.dim() == 4:
+            return run(input.unsqueeze(0), *rest).squeeze(0)
+        return run(input, *rest)
+
+    return wrapper
+
+
+def _leaves_positions_out(stride: Any, more: Any) -> Exception | None:
+    """No convolution has this input gradient: it would read positions that were padded here."""
+    if any(m >= s for m, s in zip(more, stride, strict=True)):
+        return NotImplementedError(
+            f"its output_padding must be smaller than the stride (got {more} and {stride})"
+        )
+    return None
+
+
+def _cpu_cannot_run(
+    input: Tensor,
+    weight: Tensor,
+    bias: Any,
+    size: Any,
+    stride: Any,
+    padding: Any,
+    more: Any,
+    d: Any,
+) -> Exception | None:
+    return _leaves_positions_out(stride, more) or dispatch.cpu_cannot_run(input)
+
+
+def _triton_refuses(
+    input: Tensor, weight: Tensor, bias: Any, size: Any, stride: Any, padding: Any, *rest: Any
+) -> str | None:
+    shape = (1, weight.shape[0] * weight.shape[1], *size)
+    features = input if input.dim() == 5 else input.unsqueeze(0)
+    return library.grad_input_refuses(features, weight, shape, stride, padding, rest[1])
+
+
+def _triton_cannot_run(*prepared: Any) -> Exception | None:
+    return _leaves_positions_out(prepared[4], prepared[6]) or _triton.cannot_run(_triton_refuses)(
+        *prepared
+    )
+
+
+OP = Op(
+    NAME,
+    _prepare,
+    (
+        Backend("cpu", _cpu_cannot_run, _unbatched(_run), "cpu"),
+        Backend("triton", _triton_cannot_run, _unbatched(_run)),
+        Backend("reference", always, _unbatched(reference.depthwise_conv_transpose3d)),
+    ),
+)
