@@ -14,12 +14,18 @@ NAME = "few_query_attention"
 
 
 def few_query_attention(
-    query: Tensor, features: Tensor, num_heads: int = 1, scale: float | None = None
+    query: Tensor,
+    features: Tensor,
+    num_heads: int = 1,
+    scale: float | None = None,
+    *,
+    value: Tensor | None = None,
 ) -> Tensor:
     """Cross-attention from few query tokens to all positions, which are keys and values at once.
 
     Per head, over all n positions x of the features: `softmax(q x^T scale) x`. This is the
-    attention of Mobile->Former in Mobile-Former (arXiv 2108.05895), without its projections.
+    attention of Mobile->Former in Mobile-Former (arXiv 2108.05895), without its projections. With
+    a `value` of its own it is attention pooling by learned queries, `softmax(q x^T scale) v`.
 
     Args:
         query: (B, M, C), any floating dtype. Meant for few tokens (M <= 64).
@@ -27,15 +33,21 @@ def few_query_attention(
             and device.
         num_heads: heads split C contiguously.
         scale: of the scores; (C / num_heads) ** -0.5 if None.
+        value: (B, D, *spatial) to be averaged in place of the features; num_heads divides D. It has
+            no kernel: PyTorch's matrix products run. If keys and values are projections of the same
+            features, let queries and outputs be projected instead (README of this op).
 
     Returns:
-        (B, M, C) in the dtype of the inputs. 16-bit inputs are accumulated in float32.
+        (B, M, C), or (B, M, D) with a value, in the dtype of the inputs. 16-bit inputs are
+        accumulated in float32.
 
     Raises:
         ValueError: shapes, dtypes, devices or values do not fit.
         TypeError: an argument has the wrong type.
         NotImplementedError, RuntimeError: the backend that `use_backend` asks for cannot run it.
     """
+    if value is not None:
+        return OF_VALUE(query, features, num_heads, scale, value)
     return OP(query, features, num_heads, scale)
 
 
@@ -44,6 +56,27 @@ def _prepare(query: Tensor, features: Tensor, num_heads: Any, scale: Any) -> tup
     check_tensors(NAME, query=query, features=features)
     check_attention(NAME, features, num_heads, query=query)
     return query, features, num_heads, default_scale(NAME, scale, features.shape[1], num_heads)
+
+
+def _prepare_value(
+    query: Tensor, features: Tensor, num_heads: Any, scale: Any, value: Tensor
+) -> tuple[Any, ...]:
+    query, features, value = autocast(query, features, value)
+    check_tensors(NAME, query=query, features=features, value=value)
+    check_attention(NAME, features, num_heads, query=query)
+    wanted = (features.shape[0], *features.shape[2:])
+    if value.dim() != features.dim() or (value.shape[0], *value.shape[2:]) != wanted:
+        raise ValueError(
+            f"{NAME}: value must be (B, D, *spatial) with batch and positions of the features "
+            f"(got shapes {tuple(value.shape)} and {tuple(features.shape)})"
+        )
+    if value.shape[1] == 0 or value.shape[1] % num_heads:
+        raise ValueError(
+            f"{NAME}: num_heads must divide the value's channels "
+            f"(got D={value.shape[1]}, num_heads={num_heads})"
+        )
+    scale = default_scale(NAME, scale, features.shape[1], num_heads)
+    return query, features, num_heads, scale, value
 
 
 def _run(*prepared: Any) -> Tensor:
@@ -83,4 +116,11 @@ OP = Op(
         ),
         Backend("reference", always, reference.few_query_attention),
     ),
+)
+
+OF_VALUE = Op(
+    NAME,
+    _prepare_value,
+    (Backend("reference", always, reference.few_query_attention),),
+    extends=OP,
 )

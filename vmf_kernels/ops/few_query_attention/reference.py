@@ -6,11 +6,14 @@ from torch import Tensor
 from vmf_kernels.layout import is_channels_last, to_layout, widen
 
 
-def few_query_attention(query: Tensor, features: Tensor, num_heads: int, scale: float) -> Tensor:
-    """Per head `softmax(q x^T scale) x`; 16-bit dtypes accumulate in float32."""
+def few_query_attention(
+    query: Tensor, features: Tensor, num_heads: int, scale: float, value: Tensor | None = None
+) -> Tensor:
+    """Per head `softmax(q x^T scale) x`, or `... v`; 16-bit dtypes accumulate in float32."""
     q, x = _heads(query, features, num_heads)
+    v = x if value is None else _heads(query, value, num_heads)[1]
     attention = torch.softmax(q @ x.mT * scale, dim=-1)
-    return (attention @ x).transpose(1, 2).flatten(2).to(query.dtype)
+    return (attention @ v).transpose(1, 2).flatten(2).to(query.dtype)
 
 
 def few_query_attention_forward(
