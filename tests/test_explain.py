@@ -8,7 +8,8 @@ from torch import nn
 
 import vmf_kernels
 from tests.ops.samples import FUNCTIONS, SERVED
-from vmf_kernels import DepthwiseConv3d, depthwise_conv3d, explain, use_backend
+from vmf_kernels import DepthwiseConv3d, accelerate, depthwise_conv3d, explain, use_backend
+from vmf_kernels.ops.depthwise_conv3d.gains import expected, kind
 
 X, W = torch.ones(1, 2, 3, 4, 5), torch.ones(2, 1, 3, 3, 3)
 
@@ -70,6 +71,7 @@ def test_call_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_says_what_select_does() -> None:
     calls = {
         "depthwise_conv3d": (X, W, None, 1, 1),
+        "depthwise_conv_transpose3d": (X, W, None, 2, 1),
         "few_query_attention": (torch.ones(1, 2, 2), X),
         "few_key_attention": (X, torch.ones(1, 2, 2), torch.ones(1, 2, 2)),
         "dynamic_relu": (X, torch.ones(1, 2), torch.ones(1, 2)),
@@ -94,3 +96,40 @@ def test_the_arguments_are_checked() -> None:
 def test_a_forced_backend_that_cannot_raises() -> None:
     with use_backend("triton"), pytest.raises(NotImplementedError, match="backend 'triton' cannot"):
         explain(depthwise_conv3d, X, W, padding=1)
+
+
+def test_expected_gain_of_layers_whose_kind_was_measured(extension: ModuleType) -> None:
+    model = accelerate(
+        nn.Sequential(
+            *(nn.Conv3d(4, 4, kernel, groups=4) for kernel in ((3, 3, 3), (3, 1, 1), (1, 5, 5))),
+            nn.ConvTranspose3d(4, 4, 3, groups=4),
+        )
+    )
+    x = torch.randn(1, 4, 6, 12, 12)
+    before = extension.current_isa()
+    try:
+        for isa in extension.supported_isas():
+            extension.set_isa(isa)
+            gains = [r.gain for r in explain(model, x)]
+            measured = [expected(isa, False, layer.kernel_size, layer.stride) for layer in model]
+            for gain, numbers in zip(gains[:3], measured[:3], strict=True):
+                told = (
+                    "" if numbers is None else f"{numbers[0]:.2g}x, {numbers[1]:.2g}x in training"
+                )
+                assert gain == told and bool(gain) == (isa != "baseline")
+            assert gains[3] == ""
+    finally:
+        extension.set_isa(before)
+    assert not any(r.gain for r in explain(model.double(), x.double()))
+    assert "expected gain" not in str(explain(model))
+
+
+def test_kinds_of_layers() -> None:
+    kinds = {
+        ((3, 1, 1), (1, 1, 1)): "along T",
+        ((1, 5, 5), (1, 2, 2)): "a side of 5 or more",
+        ((3, 3, 3), (1, 2, 2)): "strided",
+        ((1, 3, 3), (1, 1, 1)): "1 or 3 a side",
+        ((3, 3, 3), (1, 1, 1)): "3x3x3",
+    }
+    assert {key: kind(*key) for key in kinds} == kinds

@@ -5,13 +5,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vmf_kernels import _extension
 from vmf_kernels.accelerate import inference, is_depthwise, refusal
 from vmf_kernels.backends import KERNELS_OF_DEVICE, OPS
 from vmf_kernels.layers import DepthwiseConv3d, DepthwiseConvTranspose3d
+from vmf_kernels.layout import is_channels_last
 from vmf_kernels.ops.depthwise_conv3d import depthwise_conv3d
+from vmf_kernels.ops.depthwise_conv3d.gains import expected
 from vmf_kernels.ops.depthwise_conv_transpose3d import depthwise_conv_transpose3d
 
 
@@ -26,6 +30,8 @@ class Record:
         reason: why no faster backend runs it; empty where the fastest one does.
         tile: how a GPU kernel's tiles are cut, and why; empty for others.
         shape: of the layer's input, N x C x T x H x W, where a sample was given.
+        gain: over PyTorch in the same layout, forward and in training, that layers of this kind
+            had in the committed benchmark; with a sample, for float32 on the CPU.
     """
 
     name: str
@@ -34,25 +40,32 @@ class Record:
     reason: str
     tile: str = ""
     shape: str = ""
+    gain: str = ""
 
 
 class Records(list[Record]):
     """A list of `Record`s that prints as a table."""
 
     def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [("name", "shape", "swapped", "backend", "reason")]
+        rows: list[tuple[str, ...]] = [
+            ("name", "shape", "swapped", "backend", "expected gain", "reason")
+        ]
         rows += [
             (
                 r.name,
                 r.shape,
                 "yes" if r.swapped else "no",
                 r.backend,
+                r.gain,
                 "; ".join(filter(None, (r.reason, r.tile))),
             )
             for r in self
         ]
-        if not any(r.shape for r in self):
-            rows = [row[:1] + row[2:] for row in rows]
+        told = [
+            name not in ("shape", "expected gain") or any(row[i] for row in rows[1:])
+            for i, name in enumerate(rows[0])
+        ]
+        rows = [tuple(cell for cell, keep in zip(row, told, strict=True) if keep) for row in rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = (
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -133,7 +146,17 @@ def _explain_layer(name: str, layer: Any, input: Tensor | None = None) -> Record
         record = _explain_call(name, depthwise_conv_transpose3d, *settings)
     else:
         record = _explain_call(name, depthwise_conv3d, *weights, layer.dilation)
-    return replace(record, shape=shape)
+    gain = _expected_gain(layer, input) if shape and record.backend == "cpu" else ""
+    return replace(record, shape=shape, gain=gain)
+
+
+def _expected_gain(layer: Any, input: Tensor) -> str:
+    if not isinstance(layer, DepthwiseConv3d) or input.dtype != torch.float32:
+        return ""
+    features = input if input.dim() == 5 else input.unsqueeze(0)
+    current_isa: Any = getattr(_extension._C, "current_isa", None)
+    measured = expected(current_isa(), is_channels_last(features), layer.kernel_size, layer.stride)
+    return "" if measured is None else f"{measured[0]:.2g}x, {measured[1]:.2g}x in training"
 
 
 def _explain_run(
