@@ -255,6 +255,13 @@ def test_hooks_around_what_is_fused_still_run() -> None:
     assert seen == ["outer", "inner"]
 
 
+def test_a_forward_that_was_replaced() -> None:
+    model = nn.Sequential(depthwise(), nn.ReLU())
+    model.forward = lambda x: model[1](model[0](x)) * 2
+    fused = check(model)
+    assert type(fused) is nn.Sequential
+
+
 class Optional(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -53,7 +53,8 @@ def fuse(model: nn.Module, sample: Any = None) -> nn.Module:
 
     The model's forward is traced by `torch.fx`. Where it cannot be (its path depends on the
     features' values or shapes) its children are, each on its own; what is not understood, shared,
-    hooked or parametrized stays as it is. Arguments with a default value keep that value.
+    hooked or parametrized stays as it is. Arguments with a default value keep that value. A forward
+    that asks for the type of its features may be misread, which a sample finds.
 
     Args:
         model: any module, in whatever mode; it stays as it is.
@@ -167,6 +168,8 @@ def _trace(module: nn.Module) -> tuple[fx.Graph | None, list[str]]:
 
 def _graph(module: nn.Module, opaque: Collection[nn.Module]) -> fx.Graph | None:
     """What a forward does with the defaults of its optional arguments; None if that varies."""
+    if "forward" in vars(module):
+        return None  # torch.fx would trace its class's
     parameters = inspect.signature(module.forward).parameters.values()
     constants = {
         p.name: p.default
