@@ -99,18 +99,22 @@ def _function(
         setup_context(ctx, args, output)
         return output
 
+    members = {
+        "forward": staticmethod(forward),
+        "backward": staticmethod(backward),
+        "jvp": staticmethod(_refuse_jvp(operator)),
+    }
+    return type(operator.name, (torch.autograd.Function,), members)
+
+
+def _refuse_jvp(operator: "Operator") -> Callable[..., Any]:
     def jvp(ctx: Any, *tangents: Any) -> Any:
         raise NotImplementedError(
             f"{operator.name}: forward-mode derivatives are not defined for kernels "
             "(use_backend('reference') has them)"
         )
 
-    members = {
-        "forward": staticmethod(forward),
-        "backward": staticmethod(backward),
-        "jvp": staticmethod(jvp),
-    }
-    return type(operator.name, (torch.autograd.Function,), members)
+    return jvp
 
 
 def _transformable(
@@ -141,6 +145,7 @@ def _transformable(
         "setup_context": staticmethod(setup_context),
         "backward": staticmethod(backward),
         "vmap": staticmethod(vmap),
+        "jvp": staticmethod(_refuse_jvp(operator)),
     }
     return type(operator.name, (torch.autograd.Function,), members)
 
