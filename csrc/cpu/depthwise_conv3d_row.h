@@ -144,43 +144,73 @@ void convolve_rows(const Rows<Real>& rows) {
   }
 }
 
-// C results of one row, of all vectors: one tap in each of the rows read.
-template <typename Real, int C>
-__attribute__((always_inline)) inline void convolve_columns(const Rows<Real>& rows, int64_t row,
-                                                            int64_t at) {
-  const int64_t count = rows.row[row].count;
-  const RowTap* taps = rows.taps + rows.row[row].begin;
-  const int64_t to = rows.first + row * rows.row_step + at * rows.step;
-  for (int64_t i = 0; i < rows.vectors; ++i) {
-    const RowVector<Real>& vector = rows.vector[i];
-    Vec<Real> sum[C] = {};
-    for (int64_t k = 0; k < count; ++k) {
-      const Vec<Real> weight = load(vector.weight + taps[k].weight);
-      const Real* from =
-          vector.from + taps[k].row + (taps[k].column + at * rows.advance) * rows.column;
-#pragma GCC unroll 4
-      for (int c = 0; c < C; ++c, from += rows.advance * rows.column) {
-        sum[c] = fma(load(from), weight, sum[c]);
+// A row of results of all vectors: one tap in each of K rows read.
+template <typename Real, int K>
+void convolve_row_along_t(const Rows<Real>& rows, int64_t row) {
+  const RowTap* const taps = rows.taps + rows.row[row].begin;
+  int64_t tap_row[K], tap_weight[K];
+  for (int k = 0; k < K; ++k) {
+    tap_row[k] = taps[k].row + taps[k].column * rows.column;
+    tap_weight[k] = taps[k].weight;
+  }
+  for (int64_t at = 0; at < rows.columns; ++at) {
+    const int64_t from = at * rows.advance * rows.column;
+    const int64_t to = rows.first + row * rows.row_step + at * rows.step;
+    for (int64_t i = 0; i < rows.vectors; ++i) {
+      const RowVector<Real>& vector = rows.vector[i];
+      Vec<Real> sum = {};
+#pragma GCC unroll 8
+      for (int k = 0; k < K; ++k) {
+        sum = fma(load(vector.from + from + tap_row[k]), load(vector.weight + tap_weight[k]), sum);
       }
+      store(vector.to + to, load(vector.bias) + sum);
     }
-#pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) {
-      store(vector.to + to + c * rows.step, load(vector.bias) + sum[c]);
+  }
+}
+
+// The same for any number of taps.
+template <typename Real>
+void convolve_row_along_t(const Rows<Real>& rows, int64_t row) {
+  const RowTap* const taps = rows.taps + rows.row[row].begin;
+  for (int64_t at = 0; at < rows.columns; ++at) {
+    const int64_t from = at * rows.advance * rows.column;
+    const int64_t to = rows.first + row * rows.row_step + at * rows.step;
+    for (int64_t i = 0; i < rows.vectors; ++i) {
+      const RowVector<Real>& vector = rows.vector[i];
+      Vec<Real> sum = {};
+      for (int64_t k = 0; k < rows.row[row].count; ++k) {
+        const Real* read = vector.from + from + taps[k].row + taps[k].column * rows.column;
+        sum = fma(load(read), load(vector.weight + taps[k].weight), sum);
+      }
+      store(vector.to + to, load(vector.bias) + sum);
     }
   }
 }
 
 // Rows of a kernel that goes along T alone, read in place: columns share nothing, so memory is
-// walked in its own order, a few columns at a time for the sake of the weights.
+// walked in its own order, in which the processor sees what comes next.
 template <typename Real>
 void convolve_along_t(const Rows<Real>& rows) {
-  constexpr int kTogether = 4;
   for (int64_t row = 0; row < rows.rows; ++row) {
-    int64_t at = 0;
-    for (; at + kTogether <= rows.columns; at += kTogether) {
-      convolve_columns<Real, kTogether>(rows, row, at);
+    switch (rows.row[row].count) {
+      case 1:
+        convolve_row_along_t<Real, 1>(rows, row);
+        break;
+      case 2:
+        convolve_row_along_t<Real, 2>(rows, row);
+        break;
+      case 3:
+        convolve_row_along_t<Real, 3>(rows, row);
+        break;
+      case 4:
+        convolve_row_along_t<Real, 4>(rows, row);
+        break;
+      case 5:
+        convolve_row_along_t<Real, 5>(rows, row);
+        break;
+      default:
+        convolve_row_along_t<Real>(rows, row);
     }
-    for (; at < rows.columns; ++at) convolve_columns<Real, 1>(rows, row, at);
   }
 }
 
