@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import get_default_qat_qconfig
 from torch.nn.utils import parametrizations, prune
 
 from vmf_kernels import DepthwiseConv3d, accelerate, explain, restore
@@ -135,6 +136,18 @@ def test_a_lazy_layer_is_left_until_it_has_run() -> None:
     assert type(accelerate(model)[0]) is nn.LazyConv3d
     model(torch.randn(1, 4, 3, 3, 3))
     assert type(accelerate(model)[0]) is AcceleratedConv3d
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize")
+def test_quantized_layers_are_left_with_the_reason() -> None:
+    fake = torch.ao.nn.qat.Conv3d(4, 4, 3, groups=4, qconfig=get_default_qat_qconfig("x86"))
+    model = nn.Sequential(fake, torch.ao.nn.quantized.Conv3d(4, 4, 3, groups=4))
+    kinds = [type(layer) for layer in model]
+    first, second = explain(accelerate(model))
+    assert [type(layer) for layer in model] == kinds
+    assert first.reason == "its class Conv3d overrides forward"
+    assert second.reason.startswith("its class torch.ao.nn.quantized.")
+    assert second.reason.endswith("Conv3d is no nn.Conv3d")
 
 
 def test_grouped_and_full_convolutions_are_no_concern_of_ours() -> None:

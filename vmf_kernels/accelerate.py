@@ -107,14 +107,16 @@ def restore(model: Model) -> Model:
 
 def is_depthwise(layer: nn.Module) -> bool:
     """Whether it is a depthwise 3D convolution, transposed or not, of whatever class."""
-    return (
-        isinstance(layer, nn.Conv3d | nn.ConvTranspose3d) and layer.groups == layer.in_channels > 1
-    )
+    channels = getattr(layer, "in_channels", None)  # quantized ones are no nn.Conv3d
+    size = getattr(layer, "kernel_size", None)
+    three = isinstance(size, tuple) and len(size) == 3
+    return bool(three and isinstance(channels, int) and getattr(layer, "groups", 0) == channels > 1)
 
 
 def refusal(layer: nn.Module) -> str | None:
     """Why `accelerate` leaves a depthwise layer alone, or None."""
-    assert isinstance(layer, nn.Conv3d | nn.ConvTranspose3d)
+    if not isinstance(layer, nn.Conv3d | nn.ConvTranspose3d):
+        return f"its class {type(layer).__module__}.{type(layer).__name__} is no nn.Conv3d"
     if isinstance(layer, DepthwiseConv3d | DepthwiseConvTranspose3d):
         return "it is one of ours"
     if parametrize.is_parametrized(layer):
