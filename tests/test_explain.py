@@ -98,7 +98,7 @@ def test_a_forced_backend_that_cannot_raises() -> None:
         explain(depthwise_conv3d, X, W, padding=1)
 
 
-def test_expected_gain_of_layers_whose_kind_was_measured(extension: ModuleType) -> None:
+def test_expected_gain_of_layers_whose_kind_was_measured(isa: ModuleType) -> None:
     model = accelerate(
         nn.Sequential(
             *(nn.Conv3d(4, 4, kernel, groups=4) for kernel in ((3, 3, 3), (3, 1, 1), (1, 5, 5))),
@@ -106,20 +106,14 @@ def test_expected_gain_of_layers_whose_kind_was_measured(extension: ModuleType) 
         )
     )
     x = torch.randn(1, 4, 6, 12, 12)
-    before = extension.current_isa()
-    try:
-        for isa in extension.supported_isas():
-            extension.set_isa(isa)
-            gains = [r.gain for r in explain(model, x)]
-            measured = [expected(isa, False, layer.kernel_size, layer.stride) for layer in model]
-            for gain, numbers in zip(gains[:3], measured[:3], strict=True):
-                told = (
-                    "" if numbers is None else f"{numbers[0]:.2g}x, {numbers[1]:.2g}x in training"
-                )
-                assert gain == told and bool(gain) == (isa != "baseline")
-            assert gains[3] == ""
-    finally:
-        extension.set_isa(before)
+    for name in isa.supported_isas():
+        isa.set_isa(name)
+        gains = [r.gain for r in explain(model, x)]
+        measured = [expected(name, False, layer.kernel_size, layer.stride) for layer in model]
+        for gain, numbers in zip(gains[:3], measured[:3], strict=True):
+            told = "" if numbers is None else f"{numbers[0]:.2g}x, {numbers[1]:.2g}x in training"
+            assert gain == told and bool(gain) == (name != "baseline")
+        assert gains[3] == ""
     assert not any(r.gain for r in explain(model.double(), x.double()))
     assert "expected gain" not in str(explain(model))
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.utils.flop_counter import FlopCounterMode
 
 from vmf_kernels import DepthwiseConv3d, explain, fuse
-from vmf_kernels.layers import FusedConv3d
+from vmf_kernels.layers import FusedConv3d, FusedDepthwiseConv3d
 
 CHANNELS = 8
 
@@ -67,7 +68,7 @@ def check(model: nn.Module, x: Tensor | None = None) -> nn.Module:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert not fused.training and not any(p.requires_grad for p in fused.parameters())
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
-    assert not any(isinstance(m, FusedConv3d) for m in model.modules())
+    assert not any(isinstance(m, FusedConv3d | FusedDepthwiseConv3d) for m in model.modules())
     return fused
 
 
@@ -104,7 +105,7 @@ def test_norm_and_activation(name: str, function: Any, bias: bool) -> None:
     else:
         model.after = lambda self, y, x: function(self.norm(y))
     fused = check(model)
-    assert kinds(fused) == ["FusedConv3d"]
+    assert kinds(fused) == ["FusedDepthwiseConv3d"]
     assert fused.get_submodule("conv").activation == name
     assert "norm" not in dict(fused.named_modules())
 
@@ -122,12 +123,12 @@ def test_norm_and_activation(name: str, function: Any, bias: bool) -> None:
     ],
 )
 def test_residual(after: Callable[..., Tensor]) -> None:
-    assert kinds(check(Block(after))) == ["FusedConv3d"]
+    assert kinds(check(Block(after))) == ["FusedDepthwiseConv3d"]
 
 
 def test_a_residual_that_comes_later_is_waited_for() -> None:
     block = Block(lambda self, y, x: self.act(self.norm(y) + self.other(x)))
-    assert kinds(check(block)) == ["Conv3d", "FusedConv3d"]
+    assert kinds(check(block)) == ["Conv3d", "FusedDepthwiseConv3d"]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,9 @@ def test_a_residual_that_comes_later_is_waited_for() -> None:
 )
 def test_what_is_not_the_same_is_left_alone(after: Callable[..., Tensor]) -> None:
     fused = check(Block(after))
-    assert not any(isinstance(m, FusedConv3d) and m.activation is None for m in fused.modules())
+    assert not any(
+        isinstance(m, FusedDepthwiseConv3d) and m.activation is None for m in fused.modules()
+    )
 
 
 def test_a_residual_that_is_broadcast() -> None:
@@ -163,7 +166,88 @@ def test_pointwise_dense_and_ours(padding_mode: str) -> None:
         *(DepthwiseConv3d(CHANNELS, CHANNELS, 3, padding=((2, 0), (1, 1), (1, 1))), norm()),
     ]
     fused = check(nn.Sequential(*layers))
-    assert kinds(fused) == ["Conv3d", "relu in place", "Conv3d", "FusedConv3d", "DepthwiseConv3d"]
+    assert kinds(fused) == ["FusedConv3d", "Conv3d", "FusedDepthwiseConv3d", "DepthwiseConv3d"]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_of_a_dense_convolution(name: str, layout: torch.memory_format) -> None:
+    dense = nn.Conv3d(CHANNELS, 5, 3, (1, 2, 1), (1, 0, 1), groups=1, bias=False)
+    fused = check(nn.Sequential(dense, ACTIVATIONS[name][0]), features().to(memory_format=layout))
+    assert kinds(fused) == ["FusedConv3d"] and fused.get_submodule("0").activation == name
+
+
+PLAIN_ONES: list[tuple[Callable[..., Tensor], list[str]]] = [
+    (lambda self, y, x: self.act(self.norm(y) + x), ["FusedConv3d"]),
+    (lambda self, y, x: x + y, ["FusedConv3d"]),
+    (lambda self, y, x: F.silu(x + self.norm(y)), ["FusedConv3d", "silu in place"]),
+    (lambda self, y, x: F.gelu(x + y), ["FusedConv3d", "gelu"]),
+]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(("after", "expected"), PLAIN_ONES)
+def test_residual_of_a_dense_convolution(
+    after: Callable[..., Tensor], expected: list[str], grouped: bool
+) -> None:
+    settings = {"groups": 2} if grouped else {"padding": 0, "kernel_size": 1}
+    layer = nn.Conv3d(CHANNELS, CHANNELS, **{"kernel_size": 3, "padding": 1, **settings})
+    fused = check(Block(after, layer))
+    assert kinds(fused) == expected and not fused.get_submodule("conv").overwrites
+
+
+@pytest.mark.parametrize(
+    ("after", "overwrites"),
+    [
+        (lambda self, x, z: self.act(self.other(F.silu(x)) + z), True),
+        (lambda self, x, z: self.other(z * x) + self.norm(z), True),
+        (lambda self, x, z: self.other(x) + z.sum() * z, True),
+        (lambda self, x, z: self.other(z) + z, False),  # its own input
+        (lambda self, x, z: (self.other(x) + z) * z, False),  # read later
+        (lambda self, x, z: self.other(x * z[:, :1]) + z, False),  # others may hold a view
+        (lambda self, x, z: self.other(z) + x, False),  # the model's input
+        (lambda self, x, z: self.other(x) + z.flatten(1).view_as(z), False),
+    ],
+)
+def test_a_residual_is_overwritten_where_nobody_wants_it(
+    after: Callable[..., Tensor], overwrites: bool
+) -> None:
+    block = Block(lambda self, z, x: after(self, x, z), nn.Conv3d(CHANNELS, CHANNELS, 1))
+    fused = check(block)
+    layers = [m for m in fused.modules() if isinstance(m, FusedConv3d)]
+    assert [layer.overwrites for layer in layers] == [overwrites]
+
+
+def test_a_dense_convolution_step_by_step_where_onednn_is_not_asked() -> None:
+    dense = nn.Conv3d(CHANNELS, CHANNELS, 3, padding="same")
+    block = Block(lambda self, y, x: self.act(self.other(F.relu(y)) + F.silu(x) * 2), dense)
+    fused, x = check(block), features()
+    assert kinds(fused) == ["FusedConv3d", "silu", "mul", "FusedConv3d"]
+    assert fused.get_submodule("other").overwrites
+    expected = block(x)
+
+    def same(found: Tensor, to: Tensor = expected) -> None:
+        torch.testing.assert_close(found, to, rtol=1e-5, atol=1e-5)
+
+    same(fused(x[0]), expected[0])
+    assert fused(x[:0]).shape == (0, *x.shape[1:])
+    with torch.backends.mkldnn.flags(enabled=False):
+        same(fused(x))
+    same(torch.func.vmap(fused)(x.unsqueeze(1)).squeeze(1))
+    grads = []
+    for model in (block, fused):
+        x.grad = None
+        model(x.requires_grad_()).square().sum().backward()
+        assert x.grad is not None
+        grads.append(x.grad)
+    torch.testing.assert_close(*grads)
+    with FlopCounterMode(display=False) as counted:
+        same(fused(features()))
+    with FlopCounterMode(display=False) as theirs:
+        block(features())
+    assert counted.get_total_flops() == theirs.get_total_flops() > 0
+    half = fuse(copy.deepcopy(block).bfloat16())
+    assert half(features().bfloat16()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU6(), nn.Hardswish(), nn.SiLU(), nn.GELU()])
@@ -216,9 +300,9 @@ class Branching(nn.Module):
 
 def test_what_cannot_be_traced_keeps_its_class() -> None:
     fused = check(nn.Sequential(nn.Sequential(Branching(), depthwise(), norm()), nn.ReLU()))
-    assert kinds(fused) == ["Branching", "FusedConv3d"]
+    assert kinds(fused) == ["Branching", "FusedDepthwiseConv3d"]
     branching = fused.get_submodule("0.0")
-    assert kinds(branching.fused_body) == ["FusedConv3d"]
+    assert kinds(branching.fused_body) == ["FusedDepthwiseConv3d"]
     copied = copy.deepcopy(fused)
     with torch.no_grad():
         for parameter in copied.parameters():
@@ -289,7 +373,7 @@ def test_nothing_to_fuse_keeps_the_class() -> None:
 def test_it_tells_how_much(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "vmf_kernels"):
         fuse(Block(lambda self, y, x: self.act(self.norm(y) + x)))
-    assert "1 BatchNorms, 1 activations, 1 residuals; 0 activations write in place" in caplog.text
+    assert "1 BatchNorms, 1 activations, 1 residuals; 0 layers write where they read" in caplog.text
 
 
 class Deceiving(nn.Module):

@@ -132,25 +132,21 @@ def calls() -> list[tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
     return found + [(function, tuple(t)) for function, t in map(function_call, FUNCTIONS)]
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_inference_from_several_threads(threads: int) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        every = calls()
-        with torch.no_grad():
-            expected = [function(*inputs) for function, inputs in every]
+@pytest.mark.parametrize("number", [1, 2])
+def test_inference_from_several_threads(number: int, threads: Callable[[int], None]) -> None:
+    threads(number)
+    every = calls()
+    with torch.no_grad():
+        expected = [function(*inputs) for function, inputs in every]
 
-        def run(i: int) -> Tensor:
-            torch.set_num_threads(threads)
-            function, inputs = every[i % len(every)]
-            with torch.inference_mode():
-                return function(*inputs)
+    def run(i: int) -> Tensor:
+        threads(number)  # a new thread has PyTorch's default
+        function, inputs = every[i % len(every)]
+        with torch.inference_mode():
+            return function(*inputs)
 
-        with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(run, range(10 * len(every))))
-    finally:
-        torch.set_num_threads(before)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(run, range(10 * len(every))))
     for i, output in enumerate(found):
         assert torch.equal(output, expected[i % len(every)])
 
@@ -175,7 +171,7 @@ def test_workers_of_a_data_loader(method: str) -> None:
         pytest.skip(f"this system cannot {method}")
     data = Accelerated()
     expected = torch.stack([data[i] for i in range(len(data))])  # the parent's threads are started
-    loader = DataLoader(data, 3, num_workers=2, multiprocessing_context=method, timeout=60)
+    loader = DataLoader(data, 3, num_workers=2, multiprocessing_context=method, timeout=600)
     close(torch.cat(list(loader)), expected, 1e-6)
 
 

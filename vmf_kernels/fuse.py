@@ -14,8 +14,15 @@ from torch.nn import functional as F
 from torch.nn.utils import fuse_conv_bn_weights, parametrize
 from torch.utils import _pytree as pytree
 
+from vmf_kernels import onednn
 from vmf_kernels.accelerate import accelerate, inference
-from vmf_kernels.layers import AcceleratedConv3d, DepthwiseConv3d, FusedConv3d
+from vmf_kernels.layers import (
+    IN_PLACE,
+    AcceleratedConv3d,
+    DepthwiseConv3d,
+    FusedConv3d,
+    FusedDepthwiseConv3d,
+)
 
 ACTIVATIONS: dict[Any, str] = {
     nn.ReLU: "relu",
@@ -32,12 +39,16 @@ ACTIVATIONS: dict[Any, str] = {
     nn.GELU: "gelu",
     F.gelu: "gelu",
 }
+ACTIVATION_MODULES = tuple(key for key in ACTIVATIONS if isinstance(key, type))
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
-IN_PLACE = {"relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish, "silu": F.silu}
 NEW = (operator.add, operator.mul, torch.add, torch.mul)  # what they return is no view
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # when inferring
 NORMS = (nn.BatchNorm3d, nn.SyncBatchNorm)
 CONVOLUTIONS = (nn.Conv3d, DepthwiseConv3d, AcceleratedConv3d)
+FUSED = (FusedConv3d, FusedDepthwiseConv3d)
+POOLS = (nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d, nn.AvgPool3d, nn.MaxPool3d)
+# Layers whose output is memory of its own, and which keep none of their input.
+MAKING = (*CONVOLUTIONS, *FUSED, *NORMS, *POOLS)
 WRITING = (operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv)
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _log = logging.getLogger("vmf_kernels")
@@ -46,10 +57,11 @@ _log = logging.getLogger("vmf_kernels")
 def fuse(model: nn.Module, sample: Any = None) -> nn.Module:
     """A copy of a model for inference, with fewer passes over its features.
 
-    BatchNorms are folded into the 3D convolutions before them. An activation (ReLU, ReLU6,
-    Hardswish, SiLU, exact GELU) after a depthwise one, and the addition of a residual, become part
-    of its pass; other activations write where they read, if nobody else reads that. The depthwise
-    layers run our kernels, as after `accelerate`.
+    BatchNorms are folded into the 3D convolutions before them. An activation after a convolution
+    (ReLU, ReLU6, Hardswish, SiLU, exact GELU), and the addition of a residual, become part of its
+    pass; other activations write where they read, and an addition where its residual is, if nobody
+    else reads that. The depthwise layers run our kernels, as after `accelerate`; the others run
+    oneDNN's where they can, in float32 on a CPU.
 
     The model's forward is traced by `torch.fx`. Where it cannot be (its path depends on the
     features' values or shapes) its children are, each on its own; what is not understood, shared,
@@ -78,9 +90,11 @@ def fuse(model: nn.Module, sample: Any = None) -> nn.Module:
     copied = accelerate(copy.deepcopy(model).eval().requires_grad_(False))
     counts: Counter[str] = Counter()
     fused = _fuse(copied, counts)
+    if fused is not copied:  # its hooks are around it
+        vars(fused).update({k: v for k, v in vars(copied).items() if k.startswith("_forward_")})
     _log.info(
         "fuse: moved into convolutions: %d BatchNorms, %d activations, %d residuals; "
-        "%d activations write in place",
+        "%d layers write where they read",
         *(counts[what] for what in ("BatchNorms", "activations", "residuals", "in place")),
     )
     if sample is not None:
@@ -105,8 +119,6 @@ def _fuse(module: nn.Module, counts: Counter[str]) -> nn.Module:
         _plant(fused, name, fused.get_submodule(name), counts)
     if not rewriting.counts and counts.total() == before:
         return module
-    hooks = {key: value for key, value in vars(module).items() if key.startswith("_forward_")}
-    vars(fused).update(hooks)
     return fused
 
 
@@ -121,9 +133,6 @@ def _plant(owner: nn.Module, name: str, module: nn.Module, counts: Counter[str])
         return
     fused = _fuse(module, counts)
     if fused is not module:
-        for key in vars(module):
-            if key.startswith("_forward_"):
-                vars(fused)[key] = type(vars(module)[key])()
         owner.add_module("fused_" + name.replace(".", "_"), fused)
         vars(module)["forward"] = fused.forward
 
@@ -199,6 +208,8 @@ class _Rewriting:
                 self._fuse(node, layer)
         for node in list(self.graph.nodes):
             self._write_in_place(node)
+        for node in self.graph.nodes:
+            self._overwrite_residual(node)
 
     def result(self) -> fx.GraphModule:
         """The fused module."""
@@ -228,13 +239,14 @@ class _Rewriting:
             self.model.set_submodule(str(node.target), layer)
             self._skip(next(iter(node.users)))
             self.counts["BatchNorms"] += 1
-        if not isinstance(layer, DepthwiseConv3d):
-            return
+        ours = isinstance(layer, DepthwiseConv3d)
         follower, residual = _only_user(node), None
         addition = follower
         if follower is not None and (residual := _added(follower, node)) is not None:
             follower = _only_user(follower)
         activation = self._activation(follower)
+        if residual is not None and not ours and activation not in onednn.AFTER_RESIDUAL:
+            activation = None
         if residual is None and activation is None:
             return
         if residual is not None:
@@ -248,7 +260,7 @@ class _Rewriting:
             self._skip(follower)
             self.counts["activations"] += 1
         fused: Any = copy.copy(layer)
-        fused.__class__ = FusedConv3d
+        fused.__class__ = FusedDepthwiseConv3d if ours else FusedConv3d
         fused.activation = activation
         self.model.set_submodule(str(node.target), fused)
 
@@ -257,12 +269,29 @@ class _Rewriting:
         function = IN_PLACE.get(self._activation(node) or "")
         if function is None or len((source := node.all_input_nodes[0]).users) > 1:
             return
-        if source.target in NEW or self._module(source, (*CONVOLUTIONS, FusedConv3d, *NORMS)):
+        if self._is_new(source):
             with self.graph.inserting_before(node):
                 written = self.graph.call_function(function, (source,), {"inplace": True})
             node.replace_all_uses_with(written)
             self.graph.erase_node(node)
             self.counts["in place"] += 1
+
+    def _overwrite_residual(self, node: fx.Node) -> None:
+        """A convolution writes where its residual is, if nobody reads that later."""
+        layer = self._module(node, (FusedConv3d,))
+        if layer is None or len(node.args) == 1:
+            return
+        residual = node.args[1]
+        assert isinstance(residual, fx.Node)
+        others = [user for user in residual.users if user is not node]
+        earlier = all(user < node and self._module(user, MAKING) for user in others)
+        if node.args[0] is not residual and self._is_new(residual) and earlier:
+            layer.overwrites = True
+            self.counts["in place"] += 1
+
+    def _is_new(self, node: fx.Node) -> bool:
+        """Whether its output is memory that nobody else has."""
+        return node.target in NEW or self._module(node, MAKING) is not None
 
     def _writes_between(self, first: fx.Node, last: fx.Node) -> bool:
         """Whether something between two nodes may change a tensor that the first one reads."""
@@ -285,7 +314,7 @@ class _Rewriting:
         if node is None:
             return None
         if node.op == "call_module":
-            module = self._module(node, tuple(t for t in ACTIVATIONS if isinstance(t, type)))
+            module = self._module(node, ACTIVATION_MODULES)
             if module is None or getattr(module, "approximate", "none") != "none":
                 return None
             return ACTIVATIONS[type(module)]

@@ -6,10 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vmf_kernels import onednn
 from vmf_kernels.ops.depthwise_conv3d import depthwise_conv3d
 from vmf_kernels.ops.depthwise_conv3d.epilogue import ELEMENTWISE
 from vmf_kernels.ops.depthwise_conv3d.geometry import normalise, output_size
 from vmf_kernels.ops.depthwise_conv_transpose3d import depthwise_conv_transpose3d
+
+# Those of ELEMENTWISE that can write where they read.
+IN_PLACE = {"relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish, "silu": F.silu}
 
 
 class DepthwiseConv3d(nn.Conv3d):
@@ -154,7 +158,7 @@ class AcceleratedConv3d(DepthwiseConv3d):
     """What `accelerate` makes of an `nn.Conv3d`, and `restore` an `nn.Conv3d` of again."""
 
 
-class FusedConv3d(DepthwiseConv3d):
+class FusedDepthwiseConv3d(DepthwiseConv3d):
     """What `fuse` makes of a depthwise convolution and what follows it.
 
     Attributes:
@@ -166,22 +170,69 @@ class FusedConv3d(DepthwiseConv3d):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """`activation(conv(input) + residual)`, in one pass where the residual is like the rest."""
         arguments = self._arguments(input)
-        if residual is None or self._is_like_output(residual, *arguments):
+        if residual is None or _is_like_output(residual, *arguments):
             return depthwise_conv3d(*arguments, activation=self.activation, residual=residual)
-        output = depthwise_conv3d(*arguments) + residual
-        return output if self.activation is None else ELEMENTWISE[self.activation](output)
-
-    def _is_like_output(
-        self, residual: Tensor, input: Tensor, weight: Tensor, bias: Any, *geometry: Any
-    ) -> bool:
-        if residual.dtype != input.dtype or torch.is_autocast_enabled(input.device.type):
-            return False  # their sum has another dtype than the convolution
-        normal = normalise(weight.shape[2:], *geometry)
-        return residual.shape == output_size(input.shape, weight.shape, *normal)
+        return _finish(depthwise_conv3d(*arguments), self.activation, residual)
 
     def extra_repr(self) -> str:
         """As of `nn.Conv3d`, and the activation."""
         return f"{super().extra_repr()}, activation={self.activation}"
+
+
+class FusedConv3d(nn.Conv3d):
+    """What `fuse` makes of another convolution and what follows it.
+
+    In float32 on a CPU that is a pass of oneDNN, which PyTorch has for its compiler's sake;
+    elsewhere the steps follow each other.
+
+    Attributes:
+        activation: a name of `onednn.ACTIVATIONS`, or None.
+        overwrites: the residual's memory becomes the output's, as nobody else wants it.
+    """
+
+    activation: str | None
+    overwrites = False
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """`activation(conv(input) + residual)`."""
+        geometry = (self.stride, self.padding, self.dilation)
+        fits = residual is None or _is_like_output(residual, input, self.weight, None, *geometry)
+        plain = self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        if fits and plain and onednn.can_run(input, self.weight, residual):
+            return onednn.conv3d(
+                input,
+                self.weight,
+                self.bias,
+                *geometry,
+                self.groups,
+                activation=self.activation,
+                residual=residual,
+                overwrites=self.overwrites,
+            )
+        return _finish(super().forward(input), self.activation, residual)
+
+    def extra_repr(self) -> str:
+        """As of `nn.Conv3d`, and the activation."""
+        return f"{super().extra_repr()}, activation={self.activation}"
+
+
+def _is_like_output(
+    residual: Tensor, input: Tensor, weight: Tensor, bias: Any, *geometry: Any
+) -> bool:
+    if residual.dtype != input.dtype or torch.is_autocast_enabled(input.device.type):
+        return False  # their sum has another dtype than the convolution
+    normal = normalise(weight.shape[2:], *geometry)
+    return residual.shape == output_size(input.shape, weight.shape, *normal)
+
+
+def _finish(output: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
+    """Step by step, from a convolution's output that nobody else has."""
+    if residual is not None:
+        output = output + residual
+    if activation is None:
+        return output
+    in_place = IN_PLACE.get(activation)
+    return ELEMENTWISE[activation](output) if in_place is None else in_place(output, inplace=True)
 
 
 def _check_channels(name: str, in_channels: int, out_channels: int, kernel_size: Any) -> None:

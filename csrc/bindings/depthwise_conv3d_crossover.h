@@ -57,9 +57,8 @@ inline const char* slower_than_pytorch(const DepthwiseConv3dShape& s) {
   if (taps == 1) {
     // In one thread PyTorch takes another road, 5 to 15 times slower. With five taps some large
     // calls are at its speed.
-    const bool large = s.kernel[0] <= 3   ? bytes >= 4500000
-                       : s.kernel[0] == 5 ? bytes >= 9000000 && bytes <= 12000000
-                                          : false;
+    const bool large = s.kernel[0] <= 3 ? bytes >= 4500000
+                                        : s.kernel[0] == 5 && bytes >= 9000000 && bytes <= 12000000;
     const bool wide = !avx512 && s.channels >= 96 && large;
     return (wide || idle) && s.kernel[0] > 1 && threads
                ? "PyTorch is faster here: a kernel along T in several threads (0.3 to 0.98 of its "

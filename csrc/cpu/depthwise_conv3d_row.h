@@ -144,74 +144,60 @@ void convolve_rows(const Rows<Real>& rows) {
   }
 }
 
-// A row of results of all vectors: one tap in each of K rows read.
-template <typename Real, int K>
-void convolve_row_along_t(const Rows<Real>& rows, int64_t row) {
-  const RowTap* const taps = rows.taps + rows.row[row].begin;
-  int64_t tap_row[K], tap_weight[K];
-  for (int k = 0; k < K; ++k) {
-    tap_row[k] = taps[k].row + taps[k].column * rows.column;
-    tap_weight[k] = taps[k].weight;
-  }
+// A row of results of all vectors; `sum_of(vector, from)` adds what its taps read, `from` elements
+// into their rows.
+template <typename Real, typename Sum>
+__attribute__((always_inline)) inline void write_row(const Rows<Real>& rows, int64_t row,
+                                                     const Sum& sum_of) {
   for (int64_t at = 0; at < rows.columns; ++at) {
     const int64_t from = at * rows.advance * rows.column;
     const int64_t to = rows.first + row * rows.row_step + at * rows.step;
     for (int64_t i = 0; i < rows.vectors; ++i) {
       const RowVector<Real>& vector = rows.vector[i];
-      Vec<Real> sum = {};
-#pragma GCC unroll 8
-      for (int k = 0; k < K; ++k) {
-        sum = fma(load(vector.from + from + tap_row[k]), load(vector.weight + tap_weight[k]), sum);
-      }
-      store(vector.to + to, load(vector.bias) + sum);
+      store(vector.to + to, load(vector.bias) + sum_of(vector, from));
     }
   }
 }
 
-// The same for any number of taps.
-template <typename Real>
+// A row with one tap in each row read: unrolled for at most K of them.
+template <typename Real, int K = 5>
 void convolve_row_along_t(const Rows<Real>& rows, int64_t row) {
+  const int64_t count = rows.row[row].count;
   const RowTap* const taps = rows.taps + rows.row[row].begin;
-  for (int64_t at = 0; at < rows.columns; ++at) {
-    const int64_t from = at * rows.advance * rows.column;
-    const int64_t to = rows.first + row * rows.row_step + at * rows.step;
-    for (int64_t i = 0; i < rows.vectors; ++i) {
-      const RowVector<Real>& vector = rows.vector[i];
-      Vec<Real> sum = {};
-      for (int64_t k = 0; k < rows.row[row].count; ++k) {
-        const Real* read = vector.from + from + taps[k].row + taps[k].column * rows.column;
-        sum = fma(load(read), load(vector.weight + taps[k].weight), sum);
+  if constexpr (K > 0) {
+    if (count < K) return convolve_row_along_t<Real, K - 1>(rows, row);
+    if (count == K) {
+      int64_t tap_row[K], tap_weight[K];
+      for (int k = 0; k < K; ++k) {
+        tap_row[k] = taps[k].row + taps[k].column * rows.column;
+        tap_weight[k] = taps[k].weight;
       }
-      store(vector.to + to, load(vector.bias) + sum);
+      return write_row(rows, row, [&](const RowVector<Real>& vector, int64_t from) {
+        Vec<Real> sum = {};
+#pragma GCC unroll 8
+        for (int k = 0; k < K; ++k) {
+          sum =
+              fma(load(vector.from + from + tap_row[k]), load(vector.weight + tap_weight[k]), sum);
+        }
+        return sum;
+      });
     }
   }
+  write_row(rows, row, [&](const RowVector<Real>& vector, int64_t from) {
+    Vec<Real> sum = {};
+    for (int64_t k = 0; k < count; ++k) {
+      const Real* read = vector.from + from + taps[k].row + taps[k].column * rows.column;
+      sum = fma(load(read), load(vector.weight + taps[k].weight), sum);
+    }
+    return sum;
+  });
 }
 
 // Rows of a kernel that goes along T alone, read in place: columns share nothing, so memory is
 // walked in its own order, in which the processor sees what comes next.
 template <typename Real>
 void convolve_along_t(const Rows<Real>& rows) {
-  for (int64_t row = 0; row < rows.rows; ++row) {
-    switch (rows.row[row].count) {
-      case 1:
-        convolve_row_along_t<Real, 1>(rows, row);
-        break;
-      case 2:
-        convolve_row_along_t<Real, 2>(rows, row);
-        break;
-      case 3:
-        convolve_row_along_t<Real, 3>(rows, row);
-        break;
-      case 4:
-        convolve_row_along_t<Real, 4>(rows, row);
-        break;
-      case 5:
-        convolve_row_along_t<Real, 5>(rows, row);
-        break;
-      default:
-        convolve_row_along_t<Real>(rows, row);
-    }
-  }
+  for (int64_t row = 0; row < rows.rows; ++row) convolve_row_along_t(rows, row);
 }
 
 // As many results as leave registers for the weights of a run and a column.

@@ -4,7 +4,7 @@ import csv
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,22 +27,6 @@ SLOWER: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "along T": ("avx2", (1, 384, 8, 28, 28), {"kernel": (3, 1, 1), "padding": (1, 1, 0, 0, 0, 0)}),
     "bfloat16": ("avx512", (1, 96, 8, 28, 28), {"dtype": torch.bfloat16}),
 }
-
-
-@pytest.fixture
-def isa(extension: ModuleType) -> Iterator[ModuleType]:
-    """The extension; its instruction set is restored afterwards."""
-    before = extension.current_isa()
-    yield extension
-    extension.set_isa(before)
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    """`torch.set_num_threads`; restored afterwards."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def dtype_of(options: dict[str, Any]) -> str:
