@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 
 from bench import suite
-from bench.cases import AttentionCase, Case, DepthwiseCase, ReluCase
+from bench.cases import AttentionCase, Case, DepthwiseCase, ReluCase, TransposeCase
 from bench.comparison import Comparison
 from bench.machine import Roofline
 from bench.markdown import markdown_table
@@ -22,6 +22,9 @@ from bench.timing import Effort
 
 CASES: dict[str, Case] = {
     "depthwise_conv3d": DepthwiseCase(
+        "tiny", 1, 1, 8, 1, (2, 4, 4), (3, 3, 3), (1, 1, 1), (1, 1, 1)
+    ),
+    "depthwise_conv_transpose3d": TransposeCase(
         "tiny", 1, 1, 8, 1, (2, 4, 4), (3, 3, 3), (1, 1, 1), (1, 1, 1)
     ),
     "few_query_attention": AttentionCase("tiny", 1, 1, 16, (2, 4, 4), 2, 2),

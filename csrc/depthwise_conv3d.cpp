@@ -55,13 +55,15 @@ void depthwise_conv3d(const DepthwiseConv3dShape& shape, const void* input, cons
   kernels().gather->run(longer_rows(shape), false, input, weight, epilogue, output, begin, end);
 }
 
-int64_t depthwise_conv3d_grad_input_items(const DepthwiseConv3dShape& shape) {
+int64_t depthwise_conv_transpose3d_items(const DepthwiseConv3dShape& shape) {
   return kernels().gather->items(longer_rows(shape), true);
 }
 
-void depthwise_conv3d_grad_input(const DepthwiseConv3dShape& shape, const void* grad_output,
-                                 const void* weight, void* grad_input, int64_t begin, int64_t end) {
-  kernels().gather->run(longer_rows(shape), true, grad_output, weight, {}, grad_input, begin, end);
+void depthwise_conv_transpose3d(const DepthwiseConv3dShape& shape, const void* input,
+                                const void* weight, const void* bias, void* output, int64_t begin,
+                                int64_t end) {
+  kernels().gather->run(longer_rows(shape), true, input, weight, {.bias = bias}, output, begin,
+                        end);
 }
 
 int64_t depthwise_conv3d_grad_weight_items(const DepthwiseConv3dShape& shape) {

@@ -1,7 +1,7 @@
 """What every test has: poisoned memory, fixed seeds, and the ways to run the kernels."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -85,6 +85,22 @@ def extension(request: pytest.FixtureRequest) -> ModuleType:
             pytest.skip(f"--pure-python: {_extension.REASON}")
         pytest.fail(_extension.REASON)
     return _extension._C
+
+
+@pytest.fixture
+def isa(extension: ModuleType) -> Iterator[ModuleType]:
+    """The extension; its instruction set is restored afterwards."""
+    before = extension.current_isa()
+    yield extension
+    extension.set_isa(before)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """`torch.set_num_threads`; restored afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=IMPLEMENTATIONS, ids=str)

@@ -68,7 +68,7 @@ def test_local_to_the_thread() -> None:
 
     def run(name: str) -> str:
         with use_backend(name):
-            barrier.wait(timeout=10)
+            barrier.wait(timeout=60)
             return current_backend()
 
     with ThreadPoolExecutor(2) as pool:

@@ -1,5 +1,6 @@
 """Calls without PyTorch's dispatcher: the same numbers, and nobody who listens misses one."""
 
+import importlib
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ import vmf_kernels
 from tests.ops.compare import DTYPES
 from tests.ops.layouts import LAYOUTS
 from tests.ops.samples import FUNCTIONS, OPERATORS, function_call, operator_call
+from tests.ops.test_depthwise_conv_transpose3d import CASES as TRANSPOSED
+from tests.ops.test_depthwise_conv_transpose3d import tensors as transposed
 from vmf_kernels.backends import OPS
 from vmf_kernels.ops.depthwise_conv3d.geometry import normalise
 
@@ -79,11 +82,14 @@ def test_inference_goes_directly(name: str, extension: ModuleType) -> None:
     infer = getattr(extension, f"infer_{name}")
     args = {
         "depthwise_conv3d": lambda x, w, b: (x, w, b, (1, 2, 1), (1, 1, 0), 1),
+        "depthwise_conv_transpose3d": lambda x, w, b: (x, w, b, (1, 2, 2), 1, (0, 1, 0), 1),
         "few_query_attention": lambda q, x: (q, x, 2, None),
         "few_key_attention": lambda x, k, v: (x, k, v, 2, None, True),
         "dynamic_relu": lambda x, a1, a2: (x, a1, a2),
     }[name]
     function, tensors = function_call(name)
+    if name == "depthwise_conv_transpose3d":  # without its multiplier, which is Python's part
+        tensors = [tensors[0], tensors[1][:, :1], tensors[2][:4]]
     assert torch.equal(infer(*args(*tensors)), function(*tensors))
     tensors[0].requires_grad_()
     assert infer(*args(*tensors)) is None
@@ -262,3 +268,54 @@ def test_a_forced_backend_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OPS["dynamic_relu"], "_infer", lambda *args: pytest.fail("called"))
     with vmf_kernels.use_backend("reference"):
         function(*tensors)
+
+
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_transposed_settings_have_the_form_that_python_gives(
+    name: str, extension: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, w, b = transposed(name)
+    given = (x, w[:, :1], b[: x.shape[1]])
+    usual = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
+    settings = {**usual, **TRANSPOSED[name][3]}.values()
+    found = extension.normalise_depthwise_conv_transpose3d(*given, *settings)
+    module = importlib.import_module("vmf_kernels.ops.depthwise_conv_transpose3d")
+    monkeypatch.setattr(module, "_normalise", None)
+    expected = module._prepare(*given, *settings)[3:]
+    assert [tuple(ints) for ints in found] == [tuple(ints) for ints in expected]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *((stride, 0, 0, 1) for stride in (0, -1, True, 1.0, (1, 2), 2**40, 2**62, 2**70)),
+        *((1, padding, 0, 1) for padding in (-1, 5, "same", ((1, 1),) * 3, 2**40, 2**62)),
+        *((2, 1, more, 1) for more in (-1, 2, 2**62)),
+        *((1, 0, 0, dilation) for dilation in (0, -1, 2**40, 2**62)),
+    ],
+    ids=str,
+)
+def test_transposed_settings_that_do_not_fit_are_left_to_python(
+    settings: tuple[Any, ...], extension: ModuleType
+) -> None:
+    x, w, b = transposed("plain")
+    assert extension.normalise_depthwise_conv_transpose3d(x, w, b, *settings) is None
+    assert extension.infer_depthwise_conv_transpose3d(x, w, b, *settings) is None
+
+
+def test_transposed_tensors_that_do_not_fit_are_left_to_python(extension: ModuleType) -> None:
+    x, w, b = transposed("plain")
+    for given in (
+        (x.long(), w.long(), b.long()),
+        (x, w.double(), b),
+        (x, w, b.double()),
+        (x, w, b[:2]),
+        (x, w[:2], b),
+        (x, w.expand(-1, 2, -1, -1, -1), None),
+        (x, w[:, :, :0], b),
+        (x, w[0], b),
+        (x[0], w, b),
+        (x[:, :, :0], w, b),
+    ):
+        assert extension.normalise_depthwise_conv_transpose3d(*given, 1, 0, 0, 1) is None
+        assert extension.infer_depthwise_conv_transpose3d(*given, 1, 0, 0, 1) is None

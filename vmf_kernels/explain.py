@@ -154,8 +154,9 @@ def _expected_gain(layer: Any, input: Tensor) -> str:
     if not isinstance(layer, DepthwiseConv3d) or input.dtype != torch.float32:
         return ""
     features = input if input.dim() == 5 else input.unsqueeze(0)
-    current_isa: Any = getattr(_extension._C, "current_isa", None)
-    measured = expected(current_isa(), is_channels_last(features), layer.kernel_size, layer.stride)
+    assert _extension._C is not None  # as it would run the layer
+    isa = _extension._C.current_isa()
+    measured = expected(isa, is_channels_last(features), layer.kernel_size, layer.stride)
     return "" if measured is None else f"{measured[0]:.2g}x, {measured[1]:.2g}x in training"
 
 

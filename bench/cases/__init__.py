@@ -12,6 +12,7 @@ FRAMES = 8  # T of every model in bridges.json, whose positions are T*H*W with H
 
 Triple = tuple[int, int, int]
 AnyCase = TypeVar("AnyCase", bound="Case")
+AnyConvolution = TypeVar("AnyConvolution", bound="DepthwiseCase")
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,17 @@ class DepthwiseCase(Case):
 
 
 @dataclass(frozen=True)
+class TransposeCase(DepthwiseCase):
+    """A transposed depthwise convolution of (N, C, T, H, W)."""
+
+    @property
+    def output_size(self) -> Triple:
+        axes = zip(self.size, self.kernel, self.stride, self.padding, strict=True)
+        t, h, w = ((n - 1) * s - 2 * p + k for n, k, s, p in axes)
+        return t, h, w
+
+
+@dataclass(frozen=True)
 class AttentionCase(Case):
     """A bridge: features (N, C, T, H, W) and M tokens of the same C."""
 
@@ -124,20 +136,13 @@ class ReluCase(Case):
 @lru_cache
 def depthwise_conv3d() -> tuple[DepthwiseCase, ...]:
     """Every row of depthwise_conv3d.json."""
-    return tuple(
-        DepthwiseCase(
-            row["model"],
-            row["batch"],
-            row["count"],
-            row["in_channels"],
-            row["multiplier"],
-            tuple(row["size"]),
-            tuple(row["kernel"]),
-            tuple(row["stride"]),
-            tuple(row["padding"]),
-        )
-        for row in _rows("depthwise_conv3d")
-    )
+    return tuple(_convolution(DepthwiseCase, row) for row in _rows("depthwise_conv3d"))
+
+
+@lru_cache
+def depthwise_conv_transpose3d() -> tuple[TransposeCase, ...]:
+    """Every row of depthwise_conv_transpose3d.json."""
+    return tuple(_convolution(TransposeCase, row) for row in _rows("depthwise_conv_transpose3d"))
 
 
 @lru_cache
@@ -159,6 +164,20 @@ def dynamic_relu() -> tuple[ReluCase, ...]:
         ReluCase(row["model"], row["batch"], 1, relu["channels"], tuple(relu["size"]))
         for row in _rows("bridges")
         for relu in row["dynamic_relu"]
+    )
+
+
+def _convolution(kind: type[AnyConvolution], row: dict[str, Any]) -> AnyConvolution:
+    return kind(
+        row["model"],
+        row["batch"],
+        row["count"],
+        row["in_channels"],
+        row["multiplier"],
+        tuple(row["size"]),
+        tuple(row["kernel"]),
+        tuple(row["stride"]),
+        tuple(row["padding"]),
     )
 
 

@@ -43,7 +43,7 @@ def _conv2d_sum(case: DepthwiseCase, x: Tensor, weight: Tensor) -> Tensor:
     return total.unflatten(0, (case.batch, out_t)).transpose(1, 2)
 
 
-def _pairs(size: int, kernel: int, stride: int, padding: int) -> int:
+def pairs(size: int, kernel: int, stride: int, padding: int) -> int:
     """Pairs of an output and a tap that fall on a real input, along one axis."""
     outputs = (size + 2 * padding - kernel) // stride + 1
     return sum(0 <= o * stride - padding + k < size for o in range(outputs) for k in range(kernel))
@@ -54,7 +54,7 @@ def _traffic(case: DepthwiseCase, mode: str, itemsize: int) -> Traffic:
     y = case.batch * case.out_channels * math.prod(case.output_size)
     weight = case.out_channels * math.prod(case.kernel)
     axes = zip(case.size, case.kernel, case.stride, case.padding, strict=True)
-    forward = 2 * case.batch * case.out_channels * math.prod(_pairs(*axis) for axis in axes)
+    forward = 2 * case.batch * case.out_channels * math.prod(pairs(*axis) for axis in axes)
     if mode == FORWARD:
         return Traffic((x + y + weight) * itemsize, forward)
     # Forward reads x and writes y; backward reads x and the gradient of y, writes that of x.

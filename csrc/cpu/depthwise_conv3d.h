@@ -5,8 +5,8 @@
 
 namespace vmf {
 
-// Forward, and the input gradient where `transposed`: then `from` is the output's gradient, `to`
-// the input's, and there is no epilogue.
+// Forward, and the transposed convolution where `transposed`: then `from` is like the output, `to`
+// like the input, and the epilogue has a bias at most.
 struct DepthwiseConv3dKernels {
   int64_t (*items)(const DepthwiseConv3dShape& shape, bool transposed);
   void (*run)(const DepthwiseConv3dShape& shape, bool transposed, const void* from,

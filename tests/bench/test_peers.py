@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from bench import onnx_peer
-from bench.cases import AttentionCase, Case, DepthwiseCase, ReluCase
+from bench.cases import AttentionCase, Case, DepthwiseCase, ReluCase, TransposeCase
 from bench.contenders import Call, fault, truth, why_not
 from bench.op import CHANNELS_LAST, CONTIGUOUS, FORWARD, RECORDED, TRAINING, Peer
 from bench.ops import BENCHES
@@ -15,6 +15,9 @@ from bench.ops import BENCHES
 CASES: dict[str, Case] = {
     "depthwise_conv3d": DepthwiseCase(
         "net", 2, 1, 3, 2, (4, 5, 6), (3, 3, 5), (1, 2, 2), (1, 1, 2)
+    ),
+    "depthwise_conv_transpose3d": TransposeCase(
+        "net", 2, 1, 3, 2, (3, 2, 4), (3, 3, 5), (1, 2, 2), (1, 1, 2)
     ),
     "few_query_attention": AttentionCase("net", 2, 1, 6, (2, 3, 3), 4, 2),
     "few_key_attention": AttentionCase("net", 2, 1, 6, (2, 3, 3), 4, 2),
@@ -44,6 +47,10 @@ class Interpreter:
     def Conv(self, x, weight, group, strides, pads):
         assert pads[:3] == pads[3:]
         return F.conv3d(x, weight, None, strides, pads[:3], groups=group)
+
+    def ConvTranspose(self, x, weight, bias, group, strides, pads):
+        assert pads[:3] == pads[3:]
+        return F.conv_transpose3d(x, weight, bias, strides, pads[:3], groups=group)
 
     def Reshape(self, x, shape):
         return x.reshape(shape.tolist())

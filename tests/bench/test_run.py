@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench import cli, onnx_peer, options, red
-from bench.cases import AttentionCase, Case, DepthwiseCase, ReluCase
+from bench.cases import AttentionCase, Case, DepthwiseCase, ReluCase, TransposeCase
 from bench.networks import ModelCase
 from bench.op import OpBench
 from bench.ops import BENCHES
@@ -20,6 +20,9 @@ from bench.timing import Effort
 TINY: dict[str, Case] = {
     "depthwise_conv3d": DepthwiseCase(
         "net", 2, 1, 4, 2, (3, 5, 6), (3, 3, 3), (1, 2, 2), (1, 1, 1)
+    ),
+    "depthwise_conv_transpose3d": TransposeCase(
+        "net", 2, 1, 4, 2, (3, 3, 3), (3, 3, 3), (1, 2, 2), (1, 1, 1)
     ),
     "few_query_attention": AttentionCase("net", 2, 1, 4, (2, 3, 3), 3, 2),
     "few_key_attention": AttentionCase("net", 2, 1, 4, (2, 3, 3), 3, 2),
@@ -57,7 +60,7 @@ def test_every_op_in_every_layout_and_mode(capsys, tmp_path: Path):
     rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
     ran = [row for row in rows if row["status"] == "ran"]
     ours = [row for row in ran if row["contender"] == "ours"]
-    assert len(ours) == 4 * 2 * 2 and all(float(row["speedup"]) > 0 for row in ours)
+    assert len(ours) == len(BENCHES) * 2 * 2 and all(float(row["speedup"]) > 0 for row in ours)
     assert {row["contender"] for row in ran} == {"ours", "eager", "matmul form", "SDPA"}
     assert "# revision: " in "\n".join(lines)
 

@@ -161,6 +161,10 @@ void run(Random& random) {
     if (biased) output[o].add(b[c]);
     grad_b[c].add(g[o]);
   }
+  // A bias of the transposed convolution: the first values of the same one.
+  for (int64_t i = 0; biased && i < inputs; ++i) {
+    grad_x[i].add(b[s.channels_last ? i % s.channels : i / volume(s.input) % s.channels]);
+  }
 
   DepthwiseConv3dEpilogue epilogue;
   epilogue.bias = biased ? b.data() : nullptr;
@@ -170,10 +174,10 @@ void run(Random& random) {
   check("depthwise_conv3d", y, output, s.dtype, 40);
   run_with_epilogue(s, random, x, w, epilogue.bias, output);
 
-  in_pieces(depthwise_conv3d_grad_input_items(s), random, [&](int64_t begin, int64_t end) {
-    depthwise_conv3d_grad_input(s, g.data(), w.data(), gx.data(), begin, end);
+  in_pieces(depthwise_conv_transpose3d_items(s), random, [&](int64_t begin, int64_t end) {
+    depthwise_conv_transpose3d(s, g.data(), w.data(), epilogue.bias, gx.data(), begin, end);
   });
-  check("depthwise_conv3d: grad_input", gx, grad_x, s.dtype, 40);
+  check("depthwise_conv_transpose3d", gx, grad_x, s.dtype, 40);
 
   Block scratch(depthwise_conv3d_grad_weight_scratch(s));
   in_pieces(depthwise_conv3d_grad_weight_items(s), random, [&](int64_t begin, int64_t end) {

@@ -37,7 +37,7 @@ def conv_calls(case: Case, dtype: torch.dtype, layout: str) -> list[torch.Tensor
     x, grad_output = DENSE[layout](x), DENSE[layout](grad_output)
     geometry = case.stride, [p for pair in case.pairs for p in pair], case.dilation
     output = op.depthwise_conv3d(x, w, b, *geometry)
-    grad_input = op.depthwise_conv3d_grad_input(grad_output, w, list(x.shape), *geometry)
+    grad_input = op.depthwise_conv_transpose3d(grad_output, w, None, list(x.shape), *geometry)
     grads = op.depthwise_conv3d_grad_weight(grad_output, x, list(case.kernel), *geometry)
     return [output, grad_input, *grads]
 

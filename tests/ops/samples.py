@@ -53,9 +53,12 @@ OPERATORS: dict[str, tuple[Operator, Callable[[Make], tuple[Any, ...]]]] = {
             *(epilogue.ACTIVATIONS.index("silu"), *GEOMETRY),
         ),
     ),
-    "depthwise_conv3d_grad_input": (
-        conv.depthwise_conv3d_grad_input,
-        lambda make: (make(2, 4, 3, 2, 3), make(4, 1, 3, 2, 2), [2, 2, 3, 3, 3], *GEOMETRY),
+    "depthwise_conv_transpose3d": (
+        conv.depthwise_conv_transpose3d,
+        lambda make: (
+            *(make(2, 4, 3, 2, 3), make(4, 1, 3, 2, 2), make(2), [2, 2, 3, 3, 3]),
+            *GEOMETRY,
+        ),
     ),
     "depthwise_conv3d_grad_weight": (
         conv.depthwise_conv3d_grad_weight,

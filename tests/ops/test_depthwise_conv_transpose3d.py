@@ -76,7 +76,6 @@ def test_numbers(
     names = ("output", "grad_input", "grad_weight", "grad_bias")
     for what, a, t, p in zip(names, ours, truth, in_dtype(peers, dtype), strict=True):
         assert a.dtype == dtype
-        # The output is rounded before its bias comes.
         assert_accurate(a, t, p, t.abs().max().item() * 2, f"{what} of {name}, {layout}")
     if given[0][0, 0].numel() > 1:
         assert is_dense(ours[0], layout)

@@ -9,6 +9,7 @@ import vmf_kernels
 from tests.ops.samples import OPERATORS, make, operator_call
 
 CONV = "depthwise_conv3d"
+CONVS = (CONV, "depthwise_conv_transpose3d")
 X, W = (2, 4, 3, 5, 6), (8, 1, 3, 3, 3)
 
 
@@ -286,8 +287,8 @@ def test_misused_operator_raises(name: str) -> None:
             except (RuntimeError, ValueError, IndexError, TypeError):
                 continue
             # A shape that broadcasts is no misuse of the plain reference; numbers of
-            # depthwise_conv3d, whose kernels see raw pointers, must all be refused.
-            assert not name.startswith(CONV), f"{name} took {changed[i].shape} as argument {i}"
+            # the convolutions, whose kernels see raw pointers, must all be refused.
+            assert not name.startswith(CONVS), f"{name} took {changed[i].shape} as argument {i}"
 
 
 @pytest.mark.parametrize(
@@ -305,20 +306,20 @@ def test_misused_operator_raises(name: str) -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("name", [n for n in OPERATORS if n.startswith(CONV)])
+@pytest.mark.parametrize("name", [n for n in OPERATORS if n.startswith(CONVS)])
 def test_misused_geometry_raises(name: str, geometry: Any) -> None:
     operator, args = operator_call(name)
     with pytest.raises((RuntimeError, ValueError, IndexError, TypeError)):
-        operator.op(*args[:3], *geometry)
+        operator.op(*args[:-3], *geometry)
 
 
 @pytest.mark.parametrize(
     "sizes", [[2, 2, 3, 3], [2, 2, 3, 3, 9], [2, 3, 3, 3, 3], [0] * 5, [-1] * 5]
 )
-def test_grad_input_of_another_size_raises(sizes: list[int]) -> None:
-    operator, args = operator_call("depthwise_conv3d_grad_input")
+def test_transpose_to_another_size_raises(sizes: list[int]) -> None:
+    operator, args = operator_call("depthwise_conv_transpose3d")
     with pytest.raises((RuntimeError, ValueError, IndexError, TypeError)):
-        operator.op(*args[:2], sizes, *args[3:])
+        operator.op(*args[:3], sizes, *args[4:])
 
 
 @pytest.mark.parametrize("kernel", [[3, 2], [9, 2, 2], [0, 2, 2], [-3, 2, 2], [2**62, 1, 1]])

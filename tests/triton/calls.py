@@ -64,7 +64,7 @@ def _conv(
         w = torch.empty(channels, 1, *kernel, dtype=dtype)
         conv.depthwise_conv3d(x, w, w.flatten()[:channels], *geometry)
         if stride != (1, 1, 1) or kernel != (3, 3, 3):
-            conv.depthwise_conv3d_grad_input(g, w, list(x.shape), *geometry)
+            conv.depthwise_conv_transpose3d(g, w, None, list(x.shape), *geometry)
         conv.depthwise_conv3d_grad_weight(g, x, list(kernel), *geometry)
 
     return run

@@ -19,7 +19,7 @@ from vmf_kernels.explain import Record
 OPS = ("depthwise_conv3d", "few_query_attention", "few_key_attention", "dynamic_relu")
 OPERATORS = (
     "depthwise_conv3d",
-    "depthwise_conv3d_grad_input",
+    "depthwise_conv_transpose3d",
     "depthwise_conv3d_grad_weight",
     *(f"{op}{end}" for op in OPS[1:] for end in ("", "_backward")),
 )

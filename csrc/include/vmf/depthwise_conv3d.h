@@ -1,4 +1,5 @@
-// Depthwise 3D convolution on raw pointers: forward and both gradients. No torch.
+// Depthwise 3D convolution on raw pointers: forward, transposed (the input's gradient), and the
+// gradients of weight and bias. No torch.
 //
 // Each function works on the items [begin, end) of [0, ..._items(shape)); any split of that range,
 // in any order and on any threads, gives the same bits. The functions here choose the instruction
@@ -43,9 +44,12 @@ void depthwise_conv3d(const DepthwiseConv3dShape& shape, const void* input, cons
                       const DepthwiseConv3dEpilogue& epilogue, void* output, int64_t begin,
                       int64_t end);
 
-int64_t depthwise_conv3d_grad_input_items(const DepthwiseConv3dShape& shape);
-void depthwise_conv3d_grad_input(const DepthwiseConv3dShape& shape, const void* grad_output,
-                                 const void* weight, void* grad_input, int64_t begin, int64_t end);
+// The transposed convolution, which the input's gradient is: `input` is like this convolution's
+// output, `output` like its input, and `bias` (channels), or null.
+int64_t depthwise_conv_transpose3d_items(const DepthwiseConv3dShape& shape);
+void depthwise_conv_transpose3d(const DepthwiseConv3dShape& shape, const void* input,
+                                const void* weight, const void* bias, void* output, int64_t begin,
+                                int64_t end);
 
 // In two steps: the items write partial sums into `scratch` (of ..._scratch bytes, which need not
 // be initialised), then ..._finish adds them in a fixed order into grad_weight and grad_bias,

@@ -37,28 +37,37 @@ def prepare(
             f"{NAME}: weight must be (m*C, 1, kT, kH, kW) without an empty dimension "
             f"(got shape {tuple(weight.shape)})"
         )
-    if input.dim() not in (4, 5):
-        raise ValueError(
-            f"{NAME}: input must be (N, C, T, H, W) or (C, T, H, W) "
-            f"(got shape {tuple(input.shape)})"
-        )
+    check_input(NAME, input)
     channels = input.shape[-4]
     if channels == 0 or weight.shape[0] % channels:
         raise ValueError(
             f"{NAME}: the weight's first dimension must be a multiple of the input's channels "
             f"(got {weight.shape[0]} and {channels})"
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"{NAME}: bias must have one value per output channel "
-            f"(got shape {tuple(bias.shape)} for {weight.shape[0]} channels)"
-        )
+    check_bias(NAME, bias, weight.shape[0])
     stride, padding, dilation = normalise(weight.shape[2:], stride, padding, dilation)
     output_size(input.shape, weight.shape, stride, padding, dilation)
     return input, weight, bias, stride, padding, dilation
 
 
-def _unbatched(run: Any) -> Any:
+def check_input(op: str, input: Tensor) -> None:
+    """Raises ValueError unless the input is a batch or one sample."""
+    if input.dim() not in (4, 5):
+        raise ValueError(
+            f"{op}: input must be (N, C, T, H, W) or (C, T, H, W) (got shape {tuple(input.shape)})"
+        )
+
+
+def check_bias(op: str, bias: Tensor | None, channels: int) -> None:
+    """Raises ValueError unless a bias has one value for each of the output's channels."""
+    if bias is not None and bias.shape != (channels,):
+        raise ValueError(
+            f"{op}: bias must have one value per output channel "
+            f"(got shape {tuple(bias.shape)} for {channels} channels)"
+        )
+
+
+def unbatched(run: Any) -> Any:
     """Lets a function of (N, C, T, H, W) take (C, T, H, W) too."""
 
     def wrapper(input: Tensor, *rest: Any) -> Tensor:
@@ -78,7 +87,7 @@ def cpu_cannot_run(input: Tensor, *rest: Any) -> Exception | None:
 
 def pytorch_is_not_faster(*prepared: Any) -> Exception | None:
     """Why `pytorch`, which stands for calls that were measured, does not run others."""
-    if _slower is None or cpu_slower(*prepared) is None:
+    if cpu_slower(*prepared) is None:
         return NotImplementedError("it was not measured to be faster")
     return None
 
@@ -102,14 +111,14 @@ OP = Op(
     NAME,
     prepare,
     (
-        Backend("cpu", cpu_cannot_run, _unbatched(library.depthwise_conv3d), "cpu", cpu_slower),
+        Backend("cpu", cpu_cannot_run, unbatched(library.depthwise_conv3d), "cpu", cpu_slower),
         Backend(
             "triton",
             _triton.cannot_run(library.triton_refuses),
-            _unbatched(library.depthwise_conv3d),
+            unbatched(library.depthwise_conv3d),
             how=tile,
         ),
-        Backend("pytorch", pytorch_is_not_faster, _unbatched(reference.pytorch), "cpu"),
-        Backend("reference", always, _unbatched(reference.depthwise_conv3d)),
+        Backend("pytorch", pytorch_is_not_faster, unbatched(reference.pytorch), "cpu"),
+        Backend("reference", always, unbatched(reference.depthwise_conv3d)),
     ),
 )

@@ -1,7 +1,8 @@
 """What the op is to PyTorch: schemas, fake kernels, gradients, FLOPs.
 
-The convolution is linear in its input and in its weight, so its two gradients and it are closed
-under differentiation: each one's gradient is made of the other two.
+The convolution is linear in its input and in its weight, so it, the gradient of its input (which is
+the transposed convolution) and that of its weight are closed under differentiation: each one's
+gradient is made of the other two.
 """
 
 import math
@@ -31,11 +32,11 @@ def triton_refuses(
     return _too_much(input.shape[-4:], output, weight.shape[2:], stride, dilation)
 
 
-def grad_input_refuses(
-    grad_output: Tensor, weight: Tensor, size: Any, stride: Any, padding: Any, dilation: Any
+def transpose_refuses(
+    input: Tensor, weight: Tensor, bias: Any, size: Any, stride: Any, padding: Any, dilation: Any
 ) -> str | None:
-    """What the Triton kernels of the input gradient do not cover, in words."""
-    return _too_much(size[1:], grad_output.shape[1:], weight.shape[2:], stride, dilation)
+    """What the Triton kernels of the transposed convolution do not cover, in words."""
+    return _too_much(size[1:], input.shape[1:], weight.shape[2:], stride, dilation)
 
 
 def _grad_weight_refuses(
@@ -73,7 +74,9 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     if is_channels_last(grad_output) != ctx.channels_last:
         grad_output = to_layout(grad_output, ctx.channels_last)
     if needs_input:
-        grad_input = depthwise_conv3d_grad_input(grad_output, weight, ctx.input_size, *ctx.geometry)
+        grad_input = depthwise_conv_transpose3d(
+            grad_output, weight, None, ctx.input_size, *ctx.geometry
+        )
     if needs_weight:
         grad_weight, grad_bias = depthwise_conv3d_grad_weight(
             grad_output, input, ctx.kernel_size, *ctx.geometry
@@ -83,23 +86,28 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     return grad_input, grad_weight, grad_bias if needs_bias else None, None, None, None
 
 
-def _grad_input_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad_output, weight, _, *ctx.geometry = inputs
-    ctx.save_for_backward(grad_output, weight)
+def _transpose_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weight, _, _, *ctx.geometry = inputs
+    needs_input, needs_weight = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
+    ctx.kernel_size, ctx.channels_last = list(weight.shape[2:]), is_channels_last(input)
 
 
-def _grad_input_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    grad_output, weight = ctx.saved_tensors
-    if is_channels_last(grad) != is_channels_last(grad_output):
-        grad = to_layout(grad, is_channels_last(grad_output))
-    grad_grad_output = grad_weight = None
-    if ctx.needs_input_grad[0]:
-        grad_grad_output = depthwise_conv3d(grad, weight, None, *ctx.geometry)
-    if ctx.needs_input_grad[1]:
+def _transpose_backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+    input, weight = ctx.saved_tensors
+    grad_input = grad_weight = grad_bias = None
+    needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    if is_channels_last(grad_output) != ctx.channels_last:
+        grad_output = to_layout(grad_output, ctx.channels_last)
+    if needs_input:
+        grad_input = depthwise_conv3d(grad_output, weight, None, *ctx.geometry)
+    if needs_weight:
         grad_weight, _ = depthwise_conv3d_grad_weight(
-            grad_output, grad, list(weight.shape[2:]), *ctx.geometry
+            input, grad_output, ctx.kernel_size, *ctx.geometry
         )
-    return grad_grad_output, grad_weight, None, None, None, None
+    if needs_bias:
+        grad_bias = grad_output.sum((0, 2, 3, 4))
+    return grad_input, grad_weight, grad_bias, None, None, None, None
 
 
 def _grad_weight_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -113,8 +121,8 @@ def _grad_weight_backward(ctx: Any, grad: Tensor, grad_bias: Tensor) -> tuple[An
     if ctx.needs_input_grad[0]:
         grad_grad_output = depthwise_conv3d(input, grad, grad_bias, *ctx.geometry)
     if ctx.needs_input_grad[1]:
-        grad_input = depthwise_conv3d_grad_input(
-            grad_output, grad, list(input.shape), *ctx.geometry
+        grad_input = depthwise_conv_transpose3d(
+            grad_output, grad, None, list(input.shape), *ctx.geometry
         )
     return grad_grad_output, grad_input, None, None, None, None
 
@@ -127,10 +135,10 @@ def fake(
     return empty_in_layout(input, size, is_channels_last(input))
 
 
-def _grad_input_fake(
-    grad_output: Tensor, weight: Tensor, input_size: Any, *geometry: Any
+def _transpose_fake(
+    input: Tensor, weight: Tensor, bias: Any, output_size: Any, *geometry: Any
 ) -> Tensor:
-    return empty_in_layout(grad_output, tuple(input_size), is_channels_last(grad_output))
+    return empty_in_layout(input, tuple(output_size), is_channels_last(input))
 
 
 def _grad_weight_fake(grad_output: Tensor, input: Tensor, kernel_size: Any, *geometry: Any) -> Any:
@@ -159,16 +167,16 @@ depthwise_conv3d = Operator(
     triton_refuses=triton_refuses,
 )
 
-depthwise_conv3d_grad_input = Operator(
-    "depthwise_conv3d_grad_input(Tensor grad_output, Tensor weight, SymInt[5] input_size, "
+depthwise_conv_transpose3d = Operator(
+    "depthwise_conv_transpose3d(Tensor input, Tensor weight, Tensor? bias, SymInt[5] output_size, "
     "int[3] stride, int[6] padding, int[3] dilation) -> Tensor",
-    fake=_grad_input_fake,
-    reference=reference.depthwise_conv3d_grad_input,
-    flops=lambda g, w, size, s, p, d, out: 2 * _multiply_adds(g, w[2:]),
-    setup_context=_grad_input_setup,
-    backward=_grad_input_backward,
+    fake=_transpose_fake,
+    reference=reference.depthwise_conv_transpose3d,
+    flops=lambda x, w, b, size, s, p, d, out: 2 * _multiply_adds(x, w[2:]),
+    setup_context=_transpose_setup,
+    backward=_transpose_backward,
     triton=TRITON,
-    triton_refuses=grad_input_refuses,
+    triton_refuses=transpose_refuses,
 )
 
 depthwise_conv3d_grad_weight = Operator(

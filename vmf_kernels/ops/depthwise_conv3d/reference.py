@@ -38,30 +38,37 @@ def pytorch(
     return to_layout(output, is_channels_last(input))
 
 
-def depthwise_conv3d_grad_input(
-    grad_output: Tensor,
+def depthwise_conv_transpose3d(
+    input: Tensor,
     weight: Tensor,
-    input_size: list[int],
+    bias: Tensor | None,
+    output_size: list[int],
     stride: Triple,
     padding: Padding,
     dilation: Triple,
 ) -> Tensor:
-    """Gradient of the input (N, C, T, H, W), in the layout of `grad_output`."""
-    padded_size = [*input_size[:2]] + [
-        size + padding[2 * i] + padding[2 * i + 1] for i, size in enumerate(input_size[2:])
+    """Gradient of the input (N, C, T, H, W) of a convolution, plus a bias (C,).
+
+    Here `input` is what comes back, like that convolution's output, and the result is like its
+    input, in the layout of `input`.
+    """
+    padded_size = [*output_size[:2]] + [
+        size + padding[2 * i] + padding[2 * i + 1] for i, size in enumerate(output_size[2:])
     ]
-    grad_padded = conv3d_input(
+    output = conv3d_input(
         padded_size,
         widen(weight),
-        widen(grad_output),
+        widen(input),
         stride,
         0,
         dilation,
-        groups=input_size[1],
+        groups=output_size[1],
     )
-    for i, size in enumerate(input_size[2:]):
-        grad_padded = grad_padded.narrow(i + 2, padding[2 * i], size)
-    return to_layout(grad_padded.to(grad_output.dtype), is_channels_last(grad_output))
+    for i, size in enumerate(output_size[2:]):
+        output = output.narrow(i + 2, padding[2 * i], size)
+    if bias is not None:
+        output = output + widen(bias).view(-1, 1, 1, 1)
+    return to_layout(output.to(input.dtype), is_channels_last(input))
 
 
 def depthwise_conv3d_grad_weight(

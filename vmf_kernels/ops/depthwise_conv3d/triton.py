@@ -362,7 +362,7 @@ def _forward_plan(
 
 
 @tiles.planned
-def _grad_input_plan(
+def _transpose_plan(
     shape: tuple[int, ...], weight: tuple[int, ...], output: tuple[int, ...], stride: Triple,
     padding: tuple[int, ...], dilation: Triple, last: bool, dtype: torch.dtype,
     device: torch.device,
@@ -436,24 +436,26 @@ def depthwise_conv3d(
     return output
 
 
-def depthwise_conv3d_grad_input(
-    grad_output: Tensor,
+def depthwise_conv_transpose3d(
+    input: Tensor,
     weight: Tensor,
-    input_size: list[int],
+    bias: Tensor | None,
+    output_size: list[int],
     stride: Triple,
     padding: tuple[int, ...],
     dilation: Triple,
 ) -> Tensor:
     """Launches the same kernel the other way."""
-    last = is_channels_last(grad_output)
-    shape = tuple(input_size)
-    by_taps, launch = _grad_input_plan(
-        shape, weight.shape, grad_output.shape, tuple(stride), tuple(padding), tuple(dilation),
-        last, grad_output.dtype, grad_output.device,
+    last = is_channels_last(input)
+    shape = tuple(output_size)
+    by_taps, launch = _transpose_plan(
+        shape, weight.shape, input.shape, tuple(stride), tuple(padding), tuple(dilation), last,
+        input.dtype, input.device,
     )  # fmt: skip
-    result = empty_in_layout(grad_output, shape, last)
-    launch(dense(grad_output, last), _laid(weight, by_taps), None, result)
-    return result
+    output = empty_in_layout(input, shape, last)
+    bias = None if bias is None else bias.contiguous()
+    launch(dense(input, last), _laid(weight, by_taps), bias, output)
+    return output
 
 
 def depthwise_conv3d_grad_weight(

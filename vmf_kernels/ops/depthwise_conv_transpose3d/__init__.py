@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmf_kernels import _triton
+from vmf_kernels import _extension, _triton
 from vmf_kernels.backends import Backend, Op, always
 from vmf_kernels.checks import autocast, check_tensors
 from vmf_kernels.layout import is_channels_last, to_layout
@@ -16,6 +16,9 @@ from vmf_kernels.ops.depthwise_conv3d.geometry import AXES, MAX_ELEMENTS, normal
 from vmf_kernels.ops.depthwise_conv_transpose3d import reference
 
 NAME = "depthwise_conv_transpose3d"
+
+# `_prepare` in a tenth of the time; None for every call that is not an ordinary one.
+_normalise = getattr(_extension._C, "normalise_depthwise_conv_transpose3d", None)
 
 
 def depthwise_conv_transpose3d(
@@ -65,14 +68,14 @@ def _prepare(
     output_padding: Any,
     dilation: Any,
 ) -> tuple[Any, ...]:
+    if _normalise is not None and not torch.compiler.is_compiling():
+        prepared = _normalise(input, weight, bias, stride, padding, output_padding, dilation)
+        if prepared is not None:
+            return input, weight, bias, *prepared
     input, weight, bias = autocast(input, weight, bias)
     given = {} if bias is None else {"bias": bias}
     check_tensors(NAME, input=input, weight=weight, **given)
-    if input.dim() not in (4, 5):
-        raise ValueError(
-            f"{NAME}: input must be (N, C, T, H, W) or (C, T, H, W) "
-            f"(got shape {tuple(input.shape)})"
-        )
+    dispatch.check_input(NAME, input)
     channels = input.shape[-4]
     if weight.dim() != 5 or weight.shape[0] != channels or 0 in weight.shape:
         raise ValueError(
@@ -80,11 +83,7 @@ def _prepare(
             f"dimension (got shape {tuple(weight.shape)})"
         )
     outputs = channels * weight.shape[1]
-    if bias is not None and bias.shape != (outputs,):
-        raise ValueError(
-            f"{NAME}: bias must have one value per output channel "
-            f"(got shape {tuple(bias.shape)} for {outputs} channels)"
-        )
+    dispatch.check_bias(NAME, bias, outputs)
     if isinstance(padding, str) or (
         isinstance(padding, Sequence) and any(isinstance(p, Sequence) for p in padding)
     ):
@@ -131,41 +130,7 @@ def _run(
         input = to_layout(repeated, is_channels_last(input))
         weight = weight.flatten(0, 1).unsqueeze(1)
     shape = [*input.shape[:2], *size]
-    output = library.depthwise_conv3d_grad_input(input, weight, shape, stride, padding, dilation)
-    return output if bias is None else output.add_(bias.view(-1, 1, 1, 1))
-
-
-def _unbatched(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Lets a function of (N, C, T, H, W) take (C, T, H, W) too."""
-
-    def wrapper(input: Tensor, *rest: Any) -> Tensor:
-        if input.dim() == 4:
-            return run(input.unsqueeze(0), *rest).squeeze(0)
-        return run(input, *rest)
-
-    return wrapper
-
-
-def _leaves_positions_out(stride: Any, more: Any) -> Exception | None:
-    """No convolution has this input gradient: it would read positions that were padded here."""
-    if any(m >= s for m, s in zip(more, stride, strict=True)):
-        return NotImplementedError(
-            f"its output_padding must be smaller than the stride (got {more} and {stride})"
-        )
-    return None
-
-
-def _cpu_cannot_run(
-    input: Tensor,
-    weight: Tensor,
-    bias: Any,
-    size: Any,
-    stride: Any,
-    padding: Any,
-    more: Any,
-    d: Any,
-) -> Exception | None:
-    return _leaves_positions_out(stride, more) or dispatch.cpu_cannot_run(input)
+    return library.depthwise_conv_transpose3d(input, weight, bias, shape, stride, padding, dilation)
 
 
 def _triton_refuses(
@@ -173,21 +138,34 @@ def _triton_refuses(
 ) -> str | None:
     shape = (1, weight.shape[0] * weight.shape[1], *size)
     features = input if input.dim() == 5 else input.unsqueeze(0)
-    return library.grad_input_refuses(features, weight, shape, stride, padding, rest[1])
+    return library.transpose_refuses(features, weight, bias, shape, stride, padding, rest[1])
 
 
-def _triton_cannot_run(*prepared: Any) -> Exception | None:
-    return _leaves_positions_out(prepared[4], prepared[6]) or _triton.cannot_run(_triton_refuses)(
-        *prepared
-    )
+def _by_gradient(cannot_run: Callable[..., Exception | None]) -> Callable[..., Exception | None]:
+    """A backend's predicate, after whether this is any convolution's input gradient.
+
+    With an output_padding of a whole stride it is not: that convolution's output would be larger.
+    """
+
+    def predicate(*prepared: Any) -> Exception | None:
+        stride, more = prepared[4], prepared[6]
+        if any(m >= s for m, s in zip(more, stride, strict=True)):
+            return NotImplementedError(
+                f"its output_padding must be smaller than the stride (got {more} and {stride})"
+            )
+        return cannot_run(*prepared)
+
+    return predicate
 
 
 OP = Op(
     NAME,
     _prepare,
     (
-        Backend("cpu", _cpu_cannot_run, _unbatched(_run), "cpu"),
-        Backend("triton", _triton_cannot_run, _unbatched(_run)),
-        Backend("reference", always, _unbatched(reference.depthwise_conv_transpose3d)),
+        Backend("cpu", _by_gradient(dispatch.cpu_cannot_run), dispatch.unbatched(_run), "cpu"),
+        Backend(
+            "triton", _by_gradient(_triton.cannot_run(_triton_refuses)), dispatch.unbatched(_run)
+        ),
+        Backend("reference", always, dispatch.unbatched(reference.depthwise_conv_transpose3d)),
     ),
 )
