@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
 from vmf_kernels import DepthwiseConv3d, explain, fuse
-from vmf_kernels.layers import FusedConv3d, FusedDepthwiseConv3d
+from vmf_kernels.layers import FusedConv3d, FusedDepthwiseConv3d, multiply_in_place
 
 CHANNELS = 8
 
@@ -248,6 +248,44 @@ def test_a_dense_convolution_step_by_step_where_onednn_is_not_asked() -> None:
     assert counted.get_total_flops() == theirs.get_total_flops() > 0
     half = fuse(copy.deepcopy(block).bfloat16())
     assert half(features().bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("after", "in_place"),
+    [
+        (lambda y, pooled: y * pooled.sigmoid(), True),
+        (lambda y, pooled: torch.mul(y, pooled.sigmoid()), True),
+        (lambda y, pooled: y.mul(F.silu(pooled)), True),
+        (lambda y, pooled: pooled.sigmoid() * y, False),  # the smaller one comes first
+        (lambda y, pooled: y.sigmoid() * pooled, False),
+        (lambda y, pooled: y * pooled + y, False),  # read later
+        (lambda y, pooled: y.flatten(2) * pooled.flatten(2), False),
+    ],
+)
+def test_a_product_is_written_where_its_first_factor_is(
+    after: Callable[..., Tensor], in_place: bool
+) -> None:
+    pool = nn.AdaptiveAvgPool3d(1)
+    block = Block(lambda self, y, x: F.relu(after(z := self.norm(y), self.pool(z))))
+    block.pool = pool
+    fused, x = check(block), features()
+    assert ("multiply_in_place" in kinds(fused)) == in_place
+    grads = []
+    for model in (block, fused):
+        x.grad = None
+        model(x.requires_grad_()).square().sum().backward()
+        assert x.grad is not None
+        grads.append(x.grad)
+    torch.testing.assert_close(*grads)
+
+
+def test_a_product_that_its_first_factor_cannot_hold() -> None:
+    a, b = torch.rand(2, 3, 1, 1, 1), torch.rand(2, 3, 4, 5, 6)
+    kept = a.clone()
+    assert torch.equal(multiply_in_place(a, b), kept * b) and torch.equal(a, kept)
+    wide = multiply_in_place(a.bfloat16(), b[..., :1].float())
+    assert wide.dtype == torch.float32 and multiply_in_place(2, 3) == 6
+    assert multiply_in_place(b, a) is b
 
 
 @pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU6(), nn.Hardswish(), nn.SiLU(), nn.GELU()])

@@ -22,6 +22,7 @@ from vmf_kernels.layers import (
     DepthwiseConv3d,
     FusedConv3d,
     FusedDepthwiseConv3d,
+    multiply_in_place,
 )
 
 ACTIVATIONS: dict[Any, str] = {
@@ -41,7 +42,9 @@ ACTIVATIONS: dict[Any, str] = {
 }
 ACTIVATION_MODULES = tuple(key for key in ACTIVATIONS if isinstance(key, type))
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
-NEW = (operator.add, operator.mul, torch.add, torch.mul)  # what they return is no view
+PRODUCTS = (operator.mul, torch.mul, "mul")
+# What they return is no view.
+NEW = (operator.add, torch.add, *PRODUCTS, multiply_in_place)
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # when inferring
 NORMS = (nn.BatchNorm3d, nn.SyncBatchNorm)
 CONVOLUTIONS = (nn.Conv3d, DepthwiseConv3d, AcceleratedConv3d)
@@ -59,9 +62,9 @@ def fuse(model: nn.Module, sample: Any = None) -> nn.Module:
 
     BatchNorms are folded into the 3D convolutions before them. An activation after a convolution
     (ReLU, ReLU6, Hardswish, SiLU, exact GELU), and the addition of a residual, become part of its
-    pass; other activations write where they read, and an addition where its residual is, if nobody
-    else reads that. The depthwise layers run our kernels, as after `accelerate`; the others run
-    oneDNN's where they can, in float32 on a CPU.
+    pass; other activations and products write where they read, and an addition where its residual
+    is, if nobody else reads that. The depthwise layers run our kernels, as after `accelerate`; the
+    others run oneDNN's where they can, in float32 on a CPU.
 
     The model's forward is traced by `torch.fx`. Where it cannot be (its path depends on the
     features' values or shapes) its children are, each on its own; what is not understood, shared,
@@ -210,6 +213,7 @@ class _Rewriting:
             self._write_in_place(node)
         for node in self.graph.nodes:
             self._overwrite_residual(node)
+            self._multiply_in_place(node)
 
     def result(self) -> fx.GraphModule:
         """The fused module."""
@@ -282,12 +286,23 @@ class _Rewriting:
         if layer is None or len(node.args) == 1:
             return
         residual = node.args[1]
-        assert isinstance(residual, fx.Node)
-        others = [user for user in residual.users if user is not node]
-        earlier = all(user < node and self._module(user, MAKING) for user in others)
-        if node.args[0] is not residual and self._is_new(residual) and earlier:
+        if node.args[0] is not residual and self._is_last_read_by(node, residual):
             layer.overwrites = True
             self.counts["in place"] += 1
+
+    def _multiply_in_place(self, node: fx.Node) -> None:
+        """A product is written where its first factor is, if nobody reads that later."""
+        plain = node.target in PRODUCTS and len(node.args) == 2 and not node.kwargs
+        if plain and self._is_last_read_by(node, node.args[0]):
+            node.op, node.target = "call_function", multiply_in_place
+            self.counts["in place"] += 1
+
+    def _is_last_read_by(self, node: fx.Node, value: Any) -> bool:
+        """Whether a value is memory that nobody reads after this node."""
+        if not isinstance(value, fx.Node) or not self._is_new(value):
+            return False
+        others = [user for user in value.users if user is not node]
+        return all(user < node and self._module(user, MAKING) for user in others)
 
     def _is_new(self, node: fx.Node) -> bool:
         """Whether its output is memory that nobody else has."""

@@ -235,6 +235,22 @@ def _finish(output: Tensor, activation: str | None, residual: Tensor | None) -> 
     return ELEMENTWISE[activation](output) if in_place is None else in_place(output, inplace=True)
 
 
+def multiply_in_place(a: Any, b: Any) -> Any:
+    """`a * b`, in the memory of `a` where it fits there and no gradient wants what was there."""
+    return a.mul_(b) if _can_hold_product(a, b) else a * b
+
+
+def _can_hold_product(a: Any, b: Any) -> bool:
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return False
+    if torch._C._are_functorch_transforms_active():
+        return False
+    if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
+        return False
+    shape = torch.broadcast_shapes(a.shape, b.shape)
+    return shape == a.shape and torch.result_type(a, b) == a.dtype
+
+
 def _check_channels(name: str, in_channels: int, out_channels: int, kernel_size: Any) -> None:
     if in_channels < 1 or out_channels < 1 or out_channels % in_channels:
         raise ValueError(
