@@ -25,6 +25,8 @@ OPTIMISE = "-O0 -g1"
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all"
 CASES = 250
 OPS = ["depthwise_conv3d", "dynamic_relu", "few_key_attention", "few_query_attention"]
+# Kernels of csrc/cuda that fibers run on the CPU, whatever its instruction set.
+CUDA = ["cuda_depthwise_conv3d"]
 MUST_FAIL = {"step_beyond": "AddressSanitizer: heap-buffer-overflow", "overflow": "runtime error"}
 
 
@@ -35,7 +37,8 @@ def write_ninja(path: Path, cxx: str) -> None:
         ninja = Writer(file)
         ninja.rule(
             "cxx",
-            f"{cxx} -MMD -MF $out.d {OPTIMISE} -std=c++20 -Wall -Wextra {SANITIZE} {includes} "
+            f"{cxx} -MMD -MF $out.d {OPTIMISE} -std=c++20 -Wall -Wextra -Wno-unknown-pragmas "
+            f"{SANITIZE} {includes} "
             "$flags -c $in -o $out",
             depfile="$out.d",
             deps="gcc",
@@ -84,6 +87,13 @@ def test_random_cases(core_test: Path, op: str, isa: str, extension: ModuleType)
     assert result.stdout == f"{op} {isa}: {CASES} cases\n"
 
 
+@pytest.mark.parametrize("op", CUDA)
+def test_random_cases_of_the_cuda_kernels(core_test: Path, op: str) -> None:
+    result = run(core_test, op, "baseline", str(CASES))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout == f"{op} baseline: {CASES} cases\n"
+
+
 @pytest.mark.parametrize("name", MUST_FAIL)
 def test_the_sanitizers_are_at_work(core_test: Path, name: str) -> None:
     result = run(core_test, name, "baseline", "1")
@@ -100,3 +110,4 @@ def test_every_op_with_kernels_is_tested() -> None:
         )
         == OPS
     )
+    assert sorted(f"cuda_{path.stem}" for path in (ROOT / "csrc" / "cuda").glob("*.cu")) == CUDA

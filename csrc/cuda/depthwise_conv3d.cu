@@ -1,0 +1,292 @@
+// Which kernel takes a depthwise 3D convolution, and how its blocks divide the work.
+#include <algorithm>
+#include <limits>
+
+#include "cuda/depthwise_conv3d_grad_weight.cuh"
+#include "vmf/cuda_depthwise_conv3d.h"
+
+namespace vmf::cuda {
+namespace {
+
+constexpr int64_t kMost = std::numeric_limits<int>::max();
+
+const char* const kShapes =
+    "the CUDA kernels are for contiguous float32, float16 and bfloat16 tensors, for kernels 1x3x3, "
+    "3x3x3, 5x3x3 and 1x5x5 with a stride of 1 or 2 in H and W, and 3x5x5, 5x5x5 and 7x7x7 with a "
+    "stride of 1";
+const char* const kSize = "a frame, or the number of blocks, is beyond 2**31 elements";
+
+// Calls f(convolution, transposed) with the kernels of a shape, types without state; null where
+// there are none.
+template <class F>
+const char* with_kernels(const DepthwiseConv3dShape& s, const F& f) {
+  const auto is = [&](int64_t t, int64_t h, int64_t w, int64_t stride) {
+    return s.kernel[0] == t && s.kernel[1] == h && s.kernel[2] == w && s.stride[0] == 1 &&
+           s.stride[1] == stride && s.stride[2] == stride;
+  };
+  const bool dense = s.dilation[0] == 1 && s.dilation[1] == 1 && s.dilation[2] == 1;
+  if (!dense || s.channels_last || s.dtype == DType::f64) return kShapes;
+  if (is(1, 3, 3, 1)) return f(Convolution<1, 3, 3, 1>{}, Convolution<1, 3, 3, 1>{});
+  if (is(3, 3, 3, 1)) return f(Convolution<3, 3, 3, 1>{}, Convolution<3, 3, 3, 1>{});
+  if (is(5, 3, 3, 1)) return f(Convolution<5, 3, 3, 1>{}, Convolution<5, 3, 3, 1>{});
+  if (is(1, 5, 5, 1)) return f(Convolution<1, 5, 5, 1>{}, Convolution<1, 5, 5, 1>{});
+  if (is(3, 5, 5, 1)) return f(Convolution<3, 5, 5, 1>{}, Convolution<3, 5, 5, 1>{});
+  if (is(5, 5, 5, 1)) return f(Convolution<5, 5, 5, 1>{}, Convolution<5, 5, 5, 1>{});
+  if (is(7, 7, 7, 1)) return f(Convolution<7, 7, 7, 1>{}, Convolution<7, 7, 7, 1>{});
+  if (is(1, 3, 3, 2)) return f(Convolution<1, 3, 3, 2>{}, Transposed<1, 3, 3>{});
+  if (is(3, 3, 3, 2)) return f(Convolution<3, 3, 3, 2>{}, Transposed<3, 3, 3>{});
+  if (is(5, 3, 3, 2)) return f(Convolution<5, 3, 3, 2>{}, Transposed<5, 3, 3>{});
+  if (is(1, 5, 5, 2)) return f(Convolution<1, 5, 5, 2>{}, Transposed<1, 5, 5>{});
+  return kShapes;
+}
+
+Volumes volumes(const int64_t (&size)[3], int64_t count) {
+  return {count, {static_cast<int>(size[0]), static_cast<int>(size[1]), static_cast<int>(size[2])}};
+}
+
+// Rows or columns of threads that `size` results take.
+template <class Body>
+int64_t steps(int size, int padding) {
+  return Body::kFlipsFrames ? size : (size - 1 + padding) / 2 - padding / 2 + 1;
+}
+
+template <class Body>
+WindowShape window_of(int64_t groups, int64_t columns, const int (&padding)[3], int group) {
+  WindowShape window{};
+  for (int i = 0; i < 2; ++i) {
+    const int p = padding[i + 1];
+    window.start[i] = Body::kFlipsFrames ? -p : p / 2 - Body::kReach[i];
+  }
+  window.group = group;
+  window.lead = (window.start[1] % group + group) % group;
+  window.advance[0] = static_cast<int>(groups) * Body::kSteps * Body::kRowStep;
+  window.advance[1] = static_cast<int>(columns) * Body::kColumnStep;
+  window.rows = window.advance[0] + Body::kReach[0];
+  window.pitch =
+      static_cast<int>(round_up(window.lead + window.advance[1] + Body::kReach[1], group));
+  return window;
+}
+
+// What a plan is made for.
+struct Problem {
+  Volumes source, result;
+  int64_t count;  // volumes of the result that tiles are made of
+  int padding[3];
+  int64_t spread;   // elements from what one volume reads to what the next one does, at most
+  int64_t weights;  // floats of shared memory a volume
+  bool aligned;     // to 16 bytes
+  int processors;
+};
+
+// Divides the work into blocks; null, or why there is no such way.
+template <class Body>
+const char* plan(const Problem& p, Tiling& tiling) {
+  if (p.source.frame() > kMost || p.result.frame() > kMost) return kSize;
+  if (p.weights > Gather<Body>::kWeights) return "the channel multiplier is too large";
+  const int64_t rows = divide_up(steps<Body>(p.result.size[1], p.padding[1]), Body::kSteps);
+  const int64_t columns = steps<Body>(p.result.size[2], p.padding[2]);
+  const auto fits = [&](int64_t count, int64_t groups, int64_t width) {
+    const WindowShape& window = tiling.window;
+    return count * groups * width <= kThreads && count * p.weights <= Gather<Body>::kWeights &&
+           count * window.rows * window.pitch <= Gather<Body>::kSlots * kThreads &&
+           (count - 1) * p.spread + p.source.frame() <= kMost;
+  };
+  const int group = p.aligned && p.source.size[2] % 4 == 0 ? 4 : 1;
+  int64_t groups = 0, width = 0;
+  for (int64_t tiles = divide_up(columns, kThreads); groups == 0; ++tiles) {
+    width = tiles == 1 ? columns : round_up(divide_up(columns, tiles), 4);
+    for (groups = std::min(rows, kThreads / width); groups > 0; --groups) {
+      tiling.window = window_of<Body>(groups, width, p.padding, group);
+      if (fits(1, groups, width)) break;
+    }
+  }
+  const int64_t row_tiles = divide_up(rows, groups), column_tiles = divide_up(columns, width);
+  groups = divide_up(rows, row_tiles);
+  tiling.window = window_of<Body>(groups, width, p.padding, group);
+  int64_t count = 1;
+  if (row_tiles * column_tiles == 1) {
+    while (count < p.count && fits(count + 1, groups, width)) ++count;
+    count = divide_up(p.count, divide_up(p.count, count));
+  }
+  // Parts of T, where blocks would be too few; each reads kT - 1 frames more.
+  const int64_t blocks = divide_up(p.count, count) * row_tiles * column_tiles;
+  const int64_t frames = p.result.size[0], wanted = divide_up(16 * p.processors, blocks);
+  const int64_t parts =
+      std::clamp<int64_t>(wanted, 1, divide_up(frames, std::max(4, 2 * Body::kT)));
+  tiling.time = static_cast<int>(divide_up(frames, parts));
+  tiling.time_tiles = static_cast<int>(divide_up(frames, tiling.time));
+  tiling.volumes = static_cast<int>(count);
+  tiling.groups = static_cast<int>(groups);
+  tiling.columns = static_cast<int>(width);
+  tiling.row_tiles = static_cast<int>(row_tiles);
+  tiling.column_tiles = static_cast<int>(column_tiles);
+  tiling.blocks = blocks * tiling.time_tiles;
+  return tiling.blocks > kMost ? kSize : nullptr;
+}
+
+bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
+int64_t volume(const int64_t (&size)[3]) { return size[0] * size[1] * size[2]; }
+
+bool is_large(const DepthwiseConv3dShape& s) {
+  for (int i = 0; i < 3; ++i) {
+    // Room for what padding adds.
+    if (std::max(s.input[i], s.output[i]) + 2 * s.padding[i] + s.kernel[i] > kMost / 4) return true;
+  }
+  return s.channels * s.multiplier > kMost || s.batch > kMost;
+}
+
+// One of both directions, without its tensors.
+template <class Body>
+const char* gather_shape(const DepthwiseConv3dShape& s, bool transposed, const void* from,
+                         int processors, GatherShape& shape) {
+  const int multiplier = static_cast<int>(s.multiplier);
+  const auto in = volumes(s.input, s.batch * s.channels);
+  const auto out = volumes(s.output, s.batch * s.channels * multiplier);
+  shape.dtype = s.dtype;
+  shape.source = transposed ? out : in;
+  shape.result = transposed ? in : out;
+  shape.pairing = transposed ? Pairing{1, multiplier} : Pairing{multiplier, 1};
+  shape.to_channels = static_cast<int>(transposed ? s.channels : s.channels * multiplier);
+  shape.weight_channels = static_cast<int>(s.channels * multiplier);
+  shape.flipped = transposed;
+  for (int i = 0; i < 3; ++i) {
+    const bool flips = transposed && (i == 0 || Body::kFlipsFrames);
+    shape.padding[i] = static_cast<int>(flips ? s.kernel[i] - 1 - s.padding[i] : s.padding[i]);
+  }
+  const auto [t, h, w] = shape.padding;
+  return plan<Body>({shape.source,
+                     shape.result,
+                     shape.result.count,
+                     {t, h, w},
+                     shape.pairing.repeats * shape.source.volume(),
+                     int64_t{shape.pairing.repeats} * Gather<Body>::kWeight,
+                     is_aligned(from),
+                     processors},
+                    shape.tiling);
+}
+
+template <class Body>
+const char* grad_weight_shape(const DepthwiseConv3dShape& s, const void* input, int processors,
+                              GradWeightShape& shape) {
+  const int multiplier = static_cast<int>(s.multiplier);
+  shape.dtype = s.dtype;
+  shape.source = volumes(s.input, s.batch * s.channels);
+  shape.result = volumes(s.output, s.batch * s.channels * multiplier);
+  shape.pairing = {multiplier, 1};
+  shape.channels = static_cast<int>(s.channels * multiplier);
+  shape.batch = static_cast<int>(s.batch);
+  for (int i = 0; i < 3; ++i) shape.padding[i] = static_cast<int>(s.padding[i]);
+  const auto [t, h, w] = shape.padding;
+  const int64_t batch = std::max<int64_t>(s.batch, 1);
+  const char* error = plan<Body>({shape.source,
+                                  shape.result,
+                                  shape.channels,
+                                  {t, h, w},
+                                  shape.source.volume(),
+                                  0,
+                                  is_aligned(input),
+                                  static_cast<int>(divide_up(processors, batch))},
+                                 shape.tiling);
+  if (error != nullptr) return error;
+  const Tiling& tiling = shape.tiling;
+  shape.tap_groups = static_cast<int>(divide_up(Body::kW, kColumnsAtOnce<Body>));
+  const int64_t blocks = tiling.blocks * shape.tap_groups;
+  const int64_t wanted = std::clamp<int64_t>(divide_up(16 * processors, blocks), 1, batch);
+  shape.samples = static_cast<int>(divide_up(batch, wanted));
+  shape.sample_tiles = static_cast<int>(divide_up(s.batch, shape.samples));
+  shape.partials =
+      int64_t{shape.sample_tiles} * tiling.time_tiles * tiling.row_tiles * tiling.column_tiles;
+  return blocks * shape.sample_tiles > kMost ? kSize : nullptr;
+}
+
+template <class Body>
+const char* run_gather(const DepthwiseConv3dShape& s, bool transposed, const void* from,
+                       const void* weight, const void* bias, void* to, Device device) {
+  GatherShape shape{};
+  const char* error = gather_shape<Body>(s, transposed, from, device.processors, shape);
+  if (error != nullptr) return error;
+  shape.from = from;
+  shape.weight = weight;
+  shape.bias = bias;
+  shape.to = to;
+  return launch(&gather<Body>, shape.tiling.blocks, shape, device.stream);
+}
+
+template <class Body>
+constexpr int kTapsOf = Body::kT * Body::kH * Body::kW;
+
+template <class Body>
+int64_t scratch_of(const GradWeightShape& shape) {
+  return shape.partials * shape.channels * (kTapsOf<Body> + 1) * int64_t{sizeof(float)};
+}
+
+}  // namespace
+
+const char* depthwise_conv3d_refuses(const DepthwiseConv3dShape& s) {
+  if (is_large(s)) return kSize;
+  return with_kernels(s, [&]<class Forward, class Backward>(Forward, Backward) {
+    GatherShape forward{}, backward{};
+    GradWeightShape grad_weight{};
+    const void* const aligned = nullptr;  // which is the plan with the largest windows
+    if (volume(s.output) == 0 || s.batch == 0) return static_cast<const char*>(nullptr);
+    const char* error = gather_shape<Forward>(s, false, aligned, 1, forward);
+    if (error == nullptr) error = gather_shape<Backward>(s, true, aligned, 1, backward);
+    if (error == nullptr) error = grad_weight_shape<Forward>(s, aligned, 1, grad_weight);
+    return error;
+  });
+}
+
+const char* depthwise_conv3d(const DepthwiseConv3dShape& s, const void* input, const void* weight,
+                             const void* bias, void* output, Device device) {
+  if (s.batch * volume(s.output) == 0) return nullptr;
+  return with_kernels(s, [&]<class Forward, class Backward>(Forward, Backward) {
+    return run_gather<Forward>(s, false, input, weight, bias, output, device);
+  });
+}
+
+const char* depthwise_conv_transpose3d(const DepthwiseConv3dShape& s, const void* input,
+                                       const void* weight, const void* bias, void* output,
+                                       Device device) {
+  if (s.batch * volume(s.input) == 0) return nullptr;
+  return with_kernels(s, [&]<class Forward, class Backward>(Forward, Backward) {
+    return run_gather<Backward>(s, true, input, weight, bias, output, device);
+  });
+}
+
+int64_t depthwise_conv3d_grad_weight_scratch(const DepthwiseConv3dShape& s, const void* input,
+                                             Device device) {
+  int64_t bytes = 0;
+  with_kernels(s, [&]<class Forward, class Backward>(Forward, Backward) {
+    GradWeightShape shape{};
+    grad_weight_shape<Forward>(s, input, device.processors, shape);
+    bytes = scratch_of<Forward>(shape);
+    return static_cast<const char*>(nullptr);
+  });
+  return bytes;
+}
+
+const char* depthwise_conv3d_grad_weight(const DepthwiseConv3dShape& s, const void* grad_output,
+                                         const void* input, void* scratch, void* grad_weight,
+                                         void* grad_bias, Device device) {
+  return with_kernels(s, [&]<class Forward, class Backward>(Forward, Backward) {
+    GradWeightShape shape{};
+    const char* error = grad_weight_shape<Forward>(s, input, device.processors, shape);
+    if (error != nullptr) return error;
+    shape.grad_output = grad_output;
+    shape.input = input;
+    shape.partial = static_cast<float*>(scratch);
+    shape.grad_weight = grad_weight;
+    shape.grad_bias = grad_bias;
+    const int64_t blocks = shape.tiling.blocks * shape.tap_groups * shape.sample_tiles;
+    if (blocks > 0) {
+      error = launch(&cuda::grad_weight<Forward>, blocks, shape, device.stream);
+      if (error != nullptr) return error;
+    }
+    const int64_t threads = int64_t{shape.channels} * (kTapsOf<Forward> + 1);
+    return launch(&add_partials<kTapsOf<Forward>>, divide_up(threads, kThreads), shape,
+                  device.stream);
+  });
+}
+
+}  // namespace vmf::cuda

@@ -1,0 +1,197 @@
+// The gradients of weight and bias, in one pass over the input and the output's gradient.
+//
+// Blocks go through T, and through samples, as in depthwise_conv3d_gather.cuh: input frames in
+// shared memory, the last kT frames of the thread's own gradients in registers. Each thread adds up
+// its products for every tap; then the threads of a channel add theirs, pair by pair, and a second
+// kernel adds what the blocks have found, both in a fixed order.
+#pragma once
+
+#include "cuda/depthwise_conv3d_gather.cuh"
+
+namespace vmf::cuda {
+
+struct GradWeightShape {
+  const void* grad_output;
+  const void* input;
+  float* partial;     // (partials, channels, taps + 1): the last one is of the bias
+  void* grad_weight;  // (channels, taps), or null
+  void* grad_bias;    // (channels), or null
+  DType dtype;
+  Volumes source, result;  // input and grad_output
+  Pairing pairing;
+  int channels, batch;
+  int padding[3];
+  int samples, sample_tiles;  // of a block, in turn; a tiling is that of one sample
+  int tap_groups;             // blocks beside each other that have some columns of the kernel each
+  int64_t partials;
+  Tiling tiling;
+};
+
+// Columns of the kernel that one block sums up, so that a thread's sums fit into registers.
+template <class Body>
+constexpr int kColumnsAtOnce = Body::kT * Body::kH * Body::kW <= 45 ? Body::kW
+                               : Body::kT * Body::kH <= 25          ? 3
+                                                                    : 1;
+
+template <class Body>
+struct GradWeight {
+  static constexpr int kSums = Body::kT * Body::kH * kColumnsAtOnce<Body> + 1;
+  static constexpr int kAtOnce = 2 * Window<Gather<Body>::kSlots>::kElements / kThreads;
+
+  union Shared {
+    alignas(16) float tile[2][Window<Gather<Body>::kSlots>::kElements];
+    float sums[kAtOnce][kThreads];
+  };
+};
+
+template <class Body>
+__device__ void add_products(const float* tile, int pitch,
+                             const float (&grad)[Body::kT][Body::kRows],
+                             float (&sum)[GradWeight<Body>::kSums]) {
+  constexpr int KT = Body::kT, KH = Body::kH;
+  constexpr int inputs = (Body::kRows - 1) * Body::kRowStep + KH;
+#pragma unroll
+  for (int x = 0; x < kColumnsAtOnce<Body>; ++x) {
+    float column[inputs];
+#pragma unroll
+    for (int y = 0; y < inputs; ++y) column[y] = tile[y * pitch + x];
+#pragma unroll
+    for (int t = 0; t < KT; ++t) {
+#pragma unroll
+      for (int y = 0; y < KH; ++y) {
+#pragma unroll
+        for (int r = 0; r < Body::kRows; ++r) {
+          sum[(x * KT + t) * KH + y] += grad[t][r] * column[r * Body::kRowStep + y];
+        }
+      }
+    }
+  }
+}
+
+// Adds up the sums of a volume's threads, and writes them where the second kernel reads.
+template <class Body>
+__device__ void write_sums(const GradWeightShape& s, const Place& at, int first_column,
+                           int64_t partial, const float (&sum)[GradWeight<Body>::kSums],
+                           typename GradWeight<Body>::Shared& shared) {
+  constexpr int KT = Body::kT, KH = Body::kH, KW = Body::kW, taps = KT * KH * KW;
+  constexpr int count = GradWeight<Body>::kSums, at_once = GradWeight<Body>::kAtOnce;
+  const int thread = static_cast<int>(threadIdx.x), threads = s.tiling.groups * s.tiling.columns;
+  const int local = at.group * s.tiling.columns + at.column;
+  int half = 1;
+  while (2 * half < threads) half *= 2;
+#pragma unroll
+  for (int first = 0; first < count; first += at_once) {
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+      if (first + i < count) shared.sums[i][thread] = sum[first + i];
+    }
+    for (int step = half; step > 0; step /= 2) {
+      __syncthreads();
+      if (at.idle || local >= step || local + step >= threads) continue;
+#pragma unroll
+      for (int i = 0; i < at_once; ++i) {
+        if (first + i < count) shared.sums[i][thread] += shared.sums[i][thread + step];
+      }
+    }
+    if (at.idle || local > 0) continue;
+    float* const to = s.partial + (partial * s.channels + at.first + at.volume) * (taps + 1);
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+      const int k = first + i, x = first_column + k / (KT * KH);
+      if (k == count - 1 && first_column == 0) to[taps] = shared.sums[i][thread];
+      if (k < count - 1 && x < KW) to[k % (KT * KH) * KW + x] = shared.sums[i][thread];
+    }
+  }
+}
+
+template <class Body>
+__global__ void __launch_bounds__(kThreads, kBlocks<Body>) grad_weight(GradWeightShape s) {
+  constexpr int KT = Body::kT, rows = Body::kRows;
+  auto& shared = shared_memory<typename GradWeight<Body>::Shared>();
+  const Tiling& tiling = s.tiling;
+  const int first_column = static_cast<int>(blockIdx.x % s.tap_groups) * kColumnsAtOnce<Body>;
+  const int64_t block = blockIdx.x / s.tap_groups;
+  const int sample_tile = static_cast<int>(block / tiling.blocks);
+  const Place at(tiling, block % tiling.blocks, s.channels);
+
+  Window<Gather<Body>::kSlots> window;
+  window.place(tiling.window, s.source, s.pairing, at.first, at.volumes, at.row_tile,
+               at.column_tile, s.dtype);
+  const int tile_offset =
+      (at.volume * tiling.window.rows + at.group * Body::kSteps * Body::kRowStep) *
+          tiling.window.pitch +
+      at.column * Body::kColumnStep + tiling.window.lead + first_column;
+  const int row = (at.row_tile * tiling.groups + at.group) * rows;
+  const int column = at.column_tile * tiling.columns + at.column;
+  const bool idle = at.idle || column >= s.result.size[2];
+  const int time_end = min(at.time + tiling.time, s.result.size[0]);
+  const int begin = max(at.time - s.padding[0], 0);
+  const int end = min(time_end - s.padding[0] + KT - 1, s.source.size[0]);
+
+  float sum[GradWeight<Body>::kSums] = {};
+  int buffer = 0;
+  const int last_sample = min((sample_tile + 1) * s.samples, s.batch);
+  for (int sample = sample_tile * s.samples; sample < last_sample; ++sample) {
+    const int64_t v = int64_t{sample} * s.channels + at.first;
+    const int64_t source = s.pairing.source(v) * s.source.volume();
+    const int64_t grads =
+        (v + at.volume) * s.result.volume() + int64_t{row} * s.result.size[2] + column;
+    float grad[KT][rows] = {};
+    if (begin < end) window.fetch(s.input, source + begin * s.source.frame());
+    for (int f = at.time - s.padding[0]; f < time_end - s.padding[0] + KT - 1; ++f) {
+      const int time = f + s.padding[0];
+      float fresh[rows] = {};
+      if (!idle && time < time_end) {
+        with_type(s.dtype, [&](auto type) {
+          const auto* const from =
+              static_cast<const typename decltype(type)::Bits*>(s.grad_output) + grads +
+              time * s.result.frame();
+#pragma unroll
+          for (int r = 0; r < rows; ++r) {
+            if (row + r < s.result.size[1]) fresh[r] = type.to_float(from[r * s.result.size[2]]);
+          }
+        });
+      }
+      if (begin <= f && f < end) {
+        window.put(shared.tile[buffer]);
+        __syncthreads();
+        if (f + 1 < end) window.fetch(s.input, source + (f + 1) * s.source.frame());
+      }
+#pragma unroll
+      for (int r = 0; r < rows; ++r) {
+#pragma unroll
+        for (int k = KT - 1; k > 0; --k) grad[k][r] = grad[k - 1][r];
+        grad[0][r] = fresh[r];
+        sum[GradWeight<Body>::kSums - 1] += fresh[r];
+      }
+      if (begin <= f && f < end) {
+        add_products<Body>(shared.tile[buffer] + tile_offset, tiling.window.pitch, grad, sum);
+        buffer = 1 - buffer;
+      }
+    }
+  }
+  const int64_t in_sample =
+      (int64_t{at.time / tiling.time} * tiling.row_tiles + at.row_tile) * tiling.column_tiles +
+      at.column_tile;
+  const int64_t tiles = int64_t{tiling.time_tiles} * tiling.row_tiles * tiling.column_tiles;
+  write_sums<Body>(s, at, first_column, sample_tile * tiles + in_sample, sum, shared);
+}
+
+// A thread for each tap of each channel, and for its bias.
+template <int kTaps>
+__global__ void __launch_bounds__(kThreads) add_partials(GradWeightShape s) {
+  const int64_t all = int64_t{s.channels} * (kTaps + 1);
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= all) return;
+  float sum = 0;
+  for (int64_t partial = 0; partial < s.partials; ++partial) sum += s.partial[partial * all + i];
+  const int64_t channel = i / (kTaps + 1), tap = i % (kTaps + 1);
+  if (tap < kTaps && s.grad_weight != nullptr) {
+    store(s.grad_weight, channel * kTaps + tap, s.dtype, sum);
+  } else if (tap == kTaps && s.grad_bias != nullptr) {
+    store(s.grad_bias, channel, s.dtype, sum);
+  }
+}
+
+}  // namespace vmf::cuda
