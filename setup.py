@@ -1,8 +1,9 @@
 """Builds vmf_kernels._C with ninja; all other metadata is in pyproject.toml.
 
 The kernels of csrc/cpu are compiled once per instruction set, everything else in csrc once.
-CUDA kernels are built where nvcc and a CUDA build of torch are. Without a C++ compiler the package
-installs in pure Python. `MAX_JOBS` limits the compilers that run at once; `CXX` names one.
+CUDA kernels become a library of their own, vmf_kernels/_cuda.so, where nvcc and a CUDA build of
+torch are. Without a C++ compiler the package installs in pure Python. `MAX_JOBS` limits the
+compilers that run at once; `CXX` names one.
 """
 
 import os
@@ -105,21 +106,32 @@ def write_ninja(path: Path, target: Path, cxx: str) -> None:
                 compile(source, f"-DVMF_ISA={isa} {isa_flags}", f".{isa}")
         for source in sorted((CSRC / "bindings").glob("*.cpp")):
             compile(source, f"-DTORCH_TARGET_VERSION={STABLE_ABI} $torch")
-        cuda_sources = sorted((CSRC / "cuda").glob("*.cu"))
-        if cuda_sources and (cuda := nvcc()):
-            archs = [f"-gencode arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES.split()]
-            last = CUDA_ARCHITECTURES.split()[-1]
-            archs.append(f"-gencode arch=compute_{last},code=compute_{last}")
-            ninja.rule(
-                "nvcc",
-                f"{cuda} -O3 -std=c++17 -Xcompiler -fPIC {' '.join(archs)} $includes "
-                "-c $in -o $out",
-                description="compile $out",
-            )
-            for source in cuda_sources:
-                compile(source, "", rule="nvcc")
-            links += [f"-L{p}" for p in library_paths("cuda")] + ["-lcudart"]
         ninja.build(escape_path(str(target)), "link", objects, variables={"links": " ".join(links)})
+
+
+def write_cuda_ninja(path: Path, target: Path, nvcc: str) -> None:
+    """Writes the build graph of the CUDA kernels: a library of its own, without torch."""
+    from ninja.ninja_syntax import Writer, escape_path
+
+    archs = [f"-gencode arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES.split()]
+    last = CUDA_ARCHITECTURES.split()[-1]
+    archs.append(f"-gencode arch=compute_{last},code=compute_{last}")
+    with path.open("w") as file:
+        ninja = Writer(file)
+        ninja.rule(
+            "nvcc",
+            f"{nvcc} -O3 -std=c++20 -Xcompiler -fPIC,-fvisibility=hidden {' '.join(archs)} "
+            f"-I{CSRC / 'include'} -I{CSRC} -MD -MF $out.d -c $in -o $out",
+            depfile="$out.d",
+            deps="gcc",
+            description="compile $out",
+        )
+        ninja.rule("link", f"{nvcc} -shared $in -o $out", description="link $out")
+        objects = []
+        for source in sorted([*(CSRC / "cuda").glob("*.cu"), *(CSRC / "cuda").glob("*.cpp")]):
+            objects.append(f"cuda.{source.name}.o")
+            ninja.build(objects[-1], "nvcc", escape_path(str(source)))
+        ninja.build(escape_path(str(target)), "link", objects)
 
 
 class NinjaBuild(build_ext):
@@ -139,6 +151,13 @@ class NinjaBuild(build_ext):
             command += ["-j", jobs]
         subprocess.run(command, check=True)
         say(f"built {target.name}: CPU kernels for {', '.join(ISA_FLAGS)}")
+        if cuda := nvcc():
+            target = target.with_name("_cuda.so")
+            write_cuda_ninja(folder / "cuda.ninja", target, cuda)
+            if subprocess.run([*command, "-f", "cuda.ninja"], check=False).returncode == 0:
+                say(f"built {target.name}: CUDA kernels for sm_{CUDA_ARCHITECTURES}")
+            else:  # everything else works without them
+                say("no CUDA kernels: nvcc failed (its message is above)")
 
 
 if __name__ == "__main__":  # the tests of the core import ISA_FLAGS

@@ -8,6 +8,8 @@ from bench.op import Traffic
 from bench.timing import Times
 
 OURS = "ours"
+# What "auto" could run, too, is timed beside it and is no peer.
+OURS_IN_CUDA = "ours in CUDA C++"
 
 # Contender and layout.
 Key = tuple[str, str]
@@ -55,7 +57,7 @@ class Comparison:
 
     @property
     def peers(self) -> list[Key]:
-        return [key for key in self.times.seconds if key[0] != OURS]
+        return [key for key in self.times.seconds if key[0] not in (OURS, OURS_IN_CUDA)]
 
     def best_peer(self, layout: str | None = None) -> Key | None:
         """The fastest of the others, in its best layout or in the one given."""

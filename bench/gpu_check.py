@@ -19,10 +19,12 @@ from bench import machine
 from bench.ops import BENCHES
 
 NO_TESTS = 5  # status of a pytest run that found no test
-# Names of tests of the Triton kernels: tails, strides, groups, splits, a second stage.
+CUDA_TESTS = "tests/ops/test_depthwise_conv3d_cuda.py"
+# Names of tests of the kernels: tails, strides, groups, splits, a second stage.
 FEW = (
     *("cube", "strided-", "groups_of_taps", "many_tiles_and_splits"),
     *("odd_everything", "several_steps", "splits_of_several_steps", "odd_heads"),
+    "on_a_gpu",  # of the CUDA kernels
 )
 SANITIZER = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "compute-sanitizer")
 
@@ -90,7 +92,8 @@ def steps(folder: str) -> list[Step]:
                     *(sanitizer or "compute-sanitizer", "--tool", tool, "--error-exitcode", "86"),
                     # Not the compiler's processes.
                     *("--target-processes", "application-only"),
-                    *(*pytest, "tests/triton", "-k", f"test_numbers and ({' or '.join(FEW)})"),
+                    *(*pytest, "tests/triton", CUDA_TESTS),
+                    *("-k", f"test_numbers and ({' or '.join(FEW)})"),
                 ),
             ),
             # With an allocation of its own for each tensor, an access beside it is an error.

@@ -81,16 +81,17 @@ def attention_refuses(features: Any, tokens: Any, num_heads: int) -> str | None:
 
 
 class Launcher:
-    """An operator's Triton launcher: same arguments, imported by the first call.
+    """An operator's launcher of GPU kernels: same arguments, imported by the first call.
 
     What the kernels do not cover (as a compiled graph or a direct call of the operator may ask
     for) runs through the reference.
 
     Args:
-        module: where the launcher stands, under the operator's name.
-        name: of the operator.
+        module: where the launcher stands.
+        name: the launcher's.
         reference: the same in plain PyTorch.
         refuses: takes the operator's arguments; what is not covered, in words.
+        missing: why these kernels cannot run here, or None.
     """
 
     def __init__(
@@ -99,14 +100,15 @@ class Launcher:
         name: str,
         reference: Callable[..., Any],
         refuses: Callable[..., str | None],
+        missing: Callable[[], str | None],
     ) -> None:
-        self.module, self.name = module, name
+        self.module, self.name, self.missing = module, name, missing
         self.reference = without_autocast(reference)
         self.refuses = refuses
         self.launch: Callable[..., Any] | None = None
 
     def __call__(self, tensor: torch.Tensor, *rest: Any) -> Any:
-        if missing() or wrong_dtype(tensor) or self.refuses(tensor, *rest):
+        if self.missing() or wrong_dtype(tensor) or self.refuses(tensor, *rest):
             return self.reference(tensor, *rest)
         if self.launch is None:
             self.launch = getattr(import_module(self.module), self.name)

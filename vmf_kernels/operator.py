@@ -31,8 +31,11 @@ class Operator:
         flops: `(shapes and arguments of the schema..., out_shape) -> int`.
         setup_context: `(ctx, inputs, output)`, as in `torch.library.register_autograd`.
         backward: `(ctx, *grad_outputs) -> gradients of all inputs`, from differentiable ops.
-        triton: the module with a launcher of the operator's name, for CUDA tensors.
-        triton_refuses: takes the schema's arguments; says which its kernels do not cover.
+        kernels: the module with a launcher of the operator's name (or of `launcher`), for CUDA
+            tensors.
+        refuses: takes the schema's arguments; says which its kernels do not cover.
+        missing: says why these kernels cannot run here, or None.
+        launcher: its name.
     """
 
     def __init__(
@@ -44,8 +47,10 @@ class Operator:
         flops: Callable[..., int],
         setup_context: Callable[..., None],
         backward: Callable[..., Any],
-        triton: str | None = None,
-        triton_refuses: Callable[..., str | None] = lambda *args: None,
+        kernels: str | None = None,
+        refuses: Callable[..., str | None] = lambda *args: None,
+        missing: Callable[[], str | None] = _triton.missing,
+        launcher: str | None = None,
     ) -> None:
         self.name = schema.partition("(")[0]
         qualified = f"{NAMESPACE}::{self.name}"
@@ -56,10 +61,12 @@ class Operator:
         packet = getattr(getattr(torch.ops, NAMESPACE), self.name)
         register_flop_formula(packet)(_flops_from_shapes(flops))
         self.op = packet.default
-        self._triton = None
-        if triton is not None:
-            self._triton = _triton.Launcher(triton, self.name, reference, triton_refuses)
-            torch.library.impl(qualified, "CUDA", self._triton)
+        self._launcher = None
+        if kernels is not None:
+            self._launcher = _triton.Launcher(
+                kernels, launcher or self.name, reference, refuses, missing
+            )
+            torch.library.impl(qualified, "CUDA", self._launcher)
         self._direct = getattr(_extension._C, self.name, None)
         self._function = _function(self, setup_context, backward)
         self._transformable = _transformable(self, setup_context, backward)
@@ -79,14 +86,14 @@ class Operator:
 
     def below_autograd(self, *args: Any) -> Any:
         """The op without its gradient, and without PyTorch's dispatcher where nothing listens."""
-        if _triton.INTERPRETED and self._triton is not None and _triton.interpreting():
-            return self._triton(*args)
+        if _triton.INTERPRETED and self._launcher is not None and _triton.interpreting():
+            return self._launcher(*args)
         if self._direct is not None:
             output = self._direct(*args)
             if output is not None:
                 return output
-        if self._triton is not None and _triton.goes_straight(args):
-            return self._triton(*args)
+        if self._launcher is not None and _triton.goes_straight(args):
+            return self._launcher(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return self.op(*args)
 

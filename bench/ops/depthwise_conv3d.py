@@ -10,8 +10,10 @@ from torch import Tensor
 import vmf_kernels
 from bench import cases, onnx_peer
 from bench.cases import DepthwiseCase
+from bench.comparison import OURS_IN_CUDA
 from bench.onnx_peer import Graph
-from bench.op import FORWARD, OpBench, Peer, Traffic, inductor
+from bench.op import CONTIGUOUS, FORWARD, OpBench, Peer, Traffic, inductor
+from vmf_kernels import _cuda
 
 
 def _inputs(case: DepthwiseCase) -> list[Tensor]:
@@ -41,6 +43,11 @@ def _conv2d_sum(case: DepthwiseCase, x: Tensor, weight: Tensor) -> Tensor:
         total = part if total is None else total + part
     assert total is not None
     return total.unflatten(0, (case.batch, out_t)).transpose(1, 2)
+
+
+def _cuda_kernels(case: DepthwiseCase, x: Tensor, weight: Tensor) -> Tensor:
+    with vmf_kernels.use_backend("cuda"):
+        return vmf_kernels.depthwise_conv3d(x, weight, None, case.stride, case.padding)
 
 
 def pairs(size: int, kernel: int, stride: int, padding: int) -> int:
@@ -104,6 +111,14 @@ BENCH = OpBench(
         onnx_peer.peer(_onnx, ("x", "weight"), constants=("weight",)),
         Peer("sum of conv2d", _conv2d_sum, optional=True),
         inductor(EAGER),
+        Peer(
+            OURS_IN_CUDA,
+            _cuda_kernels,
+            dtypes=(torch.float32, torch.bfloat16, torch.float16),
+            layouts=(CONTIGUOUS,),
+            devices=("cuda",),
+            missing=_cuda.missing,
+        ),
     ),
     traffic=_traffic,
     groups=_groups,

@@ -2,7 +2,9 @@
 // the threads of a block are fibers of one thread, which take turns at __syncthreads.
 #pragma once
 
+#ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
+#endif
 #include <ucontext.h>
 
 #include <algorithm>
@@ -63,6 +65,20 @@ inline uint16_t float_to_bf16(float x) {  // of a number, to the nearest, ties t
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+// Tells AddressSanitizer, if it is there, which stack is in use.
+inline void leave_stack([[maybe_unused]] void** fake, [[maybe_unused]] const void* bottom,
+                        [[maybe_unused]] size_t size) {
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_start_switch_fiber(fake, bottom, size);
+#endif
+}
+inline void enter_stack([[maybe_unused]] void* fake, [[maybe_unused]] const void** bottom = nullptr,
+                        [[maybe_unused]] size_t* size = nullptr) {
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_finish_switch_fiber(fake, bottom, size);
+#endif
+}
+
 // The fibers of one block.
 class Fibers {
  public:
@@ -89,9 +105,9 @@ class Fibers {
         threadIdx.x = static_cast<unsigned>(thread);
         running_ = &fibers_[thread];
         void* fake = nullptr;
-        __sanitizer_start_switch_fiber(&fake, running_->stack.get(), kStack);
+        leave_stack(&fake, running_->stack.get(), kStack);
         swapcontext(&scheduler_, &running_->context);
-        __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+        enter_stack(fake);
         done += running_->done;
       }
       if (done % kThreads != 0) std::abort();  // some left while others wait at a barrier
@@ -125,7 +141,7 @@ class Fibers {
 
   static void main() {
     Fibers& self = *current();
-    __sanitizer_finish_switch_fiber(nullptr, &self.bottom_, &self.size_);
+    enter_stack(nullptr, &self.bottom_, &self.size_);
     self.run_();
     self.leave(true);
   }
@@ -133,9 +149,9 @@ class Fibers {
   void leave(bool done) {
     running_->done = done;
     void* fake = nullptr;
-    __sanitizer_start_switch_fiber(done ? nullptr : &fake, bottom_, size_);
+    leave_stack(done ? nullptr : &fake, bottom_, size_);
     swapcontext(&running_->context, &scheduler_);
-    __sanitizer_finish_switch_fiber(fake, &bottom_, &size_);
+    enter_stack(fake, &bottom_, &size_);
   }
 
   struct Free {

@@ -122,7 +122,7 @@ def test_the_interpreter_must_be_asked_for_by_name(name: str) -> None:
 
 def test_what_the_kernels_do_not_cover_runs_through_the_reference() -> None:
     operator, args = operator_call("dynamic_relu", dtype=torch.float64)
-    launcher: Callable[..., Tensor] = operator._triton
+    launcher: Callable[..., Tensor] = operator._launcher
     with use_backend("reference"):
         assert torch.equal(launcher(*args), vmf_kernels.dynamic_relu(*args))
 

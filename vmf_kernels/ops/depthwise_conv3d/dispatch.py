@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmf_kernels import _extension, _triton, tiles
+from vmf_kernels import _cuda, _extension, _triton, tiles
 from vmf_kernels.backends import Backend, Op, always
 from vmf_kernels.backends import cpu_cannot_run as no_cpu_kernel
 from vmf_kernels.checks import autocast, check_tensors
-from vmf_kernels.ops.depthwise_conv3d import library, reference
+from vmf_kernels.ops.depthwise_conv3d import cuda, library, reference
 from vmf_kernels.ops.depthwise_conv3d.geometry import NAME, normalise, output_size
 
 # `prepare` in a tenth of the time; None for every call that is not an ordinary one.
@@ -117,6 +117,13 @@ OP = Op(
             _triton.cannot_run(library.triton_refuses),
             unbatched(library.depthwise_conv3d),
             how=tile,
+        ),
+        Backend(
+            "cuda",
+            _cuda.cannot_run(cuda.refuses),
+            unbatched(library.CUDA_OPERATORS.forward),
+            "cuda",
+            _cuda.not_timed,
         ),
         Backend("pytorch", pytorch_is_not_faster, unbatched(reference.pytorch), "cpu"),
         Backend("reference", always, unbatched(reference.depthwise_conv3d)),

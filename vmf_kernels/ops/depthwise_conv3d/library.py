@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vmf_kernels import _cuda, _triton
 from vmf_kernels.layout import empty_in_layout, is_channels_last, to_layout
 from vmf_kernels.operator import Operator
-from vmf_kernels.ops.depthwise_conv3d import reference
+from vmf_kernels.ops.depthwise_conv3d import cuda, reference
 from vmf_kernels.ops.depthwise_conv3d.geometry import output_size
 
 CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-
-TRITON = f"{__package__}.triton"
 TRITON_MOST_FRAMES = 9  # taps along T: the kernels keep sums for all of them
 TRITON_MOST_ELEMENTS = 2**31  # of a frame
 
@@ -58,75 +57,6 @@ def _too_much(input: Any, output: Any, kernel: Any, stride: Any, dilation: Any) 
     return None
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, bias, *ctx.geometry = inputs
-    ctx.has_bias = bias is not None
-    needs_input, needs_weight = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
-    ctx.input_size, ctx.kernel_size = list(input.shape), list(weight.shape[2:])
-    ctx.channels_last = is_channels_last(input)
-
-
-def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-    input, weight = ctx.saved_tensors
-    grad_input = grad_weight = grad_bias = None
-    needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    if is_channels_last(grad_output) != ctx.channels_last:
-        grad_output = to_layout(grad_output, ctx.channels_last)
-    if needs_input:
-        grad_input = depthwise_conv_transpose3d(
-            grad_output, weight, None, ctx.input_size, *ctx.geometry
-        )
-    if needs_weight:
-        grad_weight, grad_bias = depthwise_conv3d_grad_weight(
-            grad_output, input, ctx.kernel_size, *ctx.geometry
-        )
-    elif needs_bias:
-        grad_bias = grad_output.sum((0, 2, 3, 4))
-    return grad_input, grad_weight, grad_bias if needs_bias else None, None, None, None
-
-
-def _transpose_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, _, _, *ctx.geometry = inputs
-    needs_input, needs_weight = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
-    ctx.kernel_size, ctx.channels_last = list(weight.shape[2:]), is_channels_last(input)
-
-
-def _transpose_backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-    input, weight = ctx.saved_tensors
-    grad_input = grad_weight = grad_bias = None
-    needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    if is_channels_last(grad_output) != ctx.channels_last:
-        grad_output = to_layout(grad_output, ctx.channels_last)
-    if needs_input:
-        grad_input = depthwise_conv3d(grad_output, weight, None, *ctx.geometry)
-    if needs_weight:
-        grad_weight, _ = depthwise_conv3d_grad_weight(
-            input, grad_output, ctx.kernel_size, *ctx.geometry
-        )
-    if needs_bias:
-        grad_bias = grad_output.sum((0, 2, 3, 4))
-    return grad_input, grad_weight, grad_bias, None, None, None, None
-
-
-def _grad_weight_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    grad_output, input, _, *ctx.geometry = inputs
-    ctx.save_for_backward(grad_output, input)
-
-
-def _grad_weight_backward(ctx: Any, grad: Tensor, grad_bias: Tensor) -> tuple[Any, ...]:
-    grad_output, input = ctx.saved_tensors
-    grad_grad_output = grad_input = None
-    if ctx.needs_input_grad[0]:
-        grad_grad_output = depthwise_conv3d(input, grad, grad_bias, *ctx.geometry)
-    if ctx.needs_input_grad[1]:
-        grad_input = depthwise_conv_transpose3d(
-            grad_output, grad, None, list(input.shape), *ctx.geometry
-        )
-    return grad_grad_output, grad_input, None, None, None, None
-
-
 def fake(
     input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any
 ) -> Tensor:
@@ -155,38 +85,135 @@ def forward_flops(output_shape: Any, weight_shape: Any) -> int:
     return 2 * _multiply_adds(output_shape, weight_shape[2:])
 
 
-depthwise_conv3d = Operator(
-    "depthwise_conv3d(Tensor input, Tensor weight, Tensor? bias, "
-    "int[3] stride, int[6] padding, int[3] dilation) -> Tensor",
-    fake=fake,
-    reference=reference.depthwise_conv3d,
-    flops=lambda x, w, b, s, p, d, out: forward_flops(out, w),
-    setup_context=_setup,
-    backward=_backward,
-    triton=TRITON,
-    triton_refuses=triton_refuses,
-)
+class Operators:
+    """The three on one kind of kernels.
 
-depthwise_conv_transpose3d = Operator(
-    "depthwise_conv_transpose3d(Tensor input, Tensor weight, Tensor? bias, SymInt[5] output_size, "
-    "int[3] stride, int[6] padding, int[3] dilation) -> Tensor",
-    fake=_transpose_fake,
-    reference=reference.depthwise_conv_transpose3d,
-    flops=lambda x, w, b, size, s, p, d, out: 2 * _multiply_adds(x, w[2:]),
-    setup_context=_transpose_setup,
-    backward=_transpose_backward,
-    triton=TRITON,
-    triton_refuses=transpose_refuses,
-)
+    Args:
+        suffix: of their names.
+        kernels: the module with their launchers.
+        refuses: of each of the three, in the order below; take what the operator takes.
+        missing: why these kernels cannot run here, or None.
+    """
 
-depthwise_conv3d_grad_weight = Operator(
-    "depthwise_conv3d_grad_weight(Tensor grad_output, Tensor input, int[3] kernel_size, "
-    "int[3] stride, int[6] padding, int[3] dilation) -> (Tensor, Tensor)",
-    fake=_grad_weight_fake,
-    reference=reference.depthwise_conv3d_grad_weight,
-    flops=lambda g, x, kernel, s, p, d, out: 2 * _multiply_adds(g, kernel),
-    setup_context=_grad_weight_setup,
-    backward=_grad_weight_backward,
-    triton=TRITON,
-    triton_refuses=_grad_weight_refuses,
+    def __init__(
+        self, suffix: str, kernels: str, refuses: tuple[Any, Any, Any], missing: Any
+    ) -> None:
+        shared = {"kernels": kernels, "missing": missing}
+        self.forward = Operator(
+            f"depthwise_conv3d{suffix}(Tensor input, Tensor weight, Tensor? bias, "
+            "int[3] stride, int[6] padding, int[3] dilation) -> Tensor",
+            fake=fake,
+            reference=reference.depthwise_conv3d,
+            flops=lambda x, w, b, s, p, d, out: forward_flops(out, w),
+            setup_context=self._setup,
+            backward=self._backward,
+            refuses=refuses[0],
+            launcher="depthwise_conv3d",
+            **shared,
+        )
+        self.transpose = Operator(
+            f"depthwise_conv_transpose3d{suffix}(Tensor input, Tensor weight, Tensor? bias, "
+            "SymInt[5] output_size, int[3] stride, int[6] padding, int[3] dilation) -> Tensor",
+            fake=_transpose_fake,
+            reference=reference.depthwise_conv_transpose3d,
+            flops=lambda x, w, b, size, s, p, d, out: 2 * _multiply_adds(x, w[2:]),
+            setup_context=self._transpose_setup,
+            backward=self._transpose_backward,
+            refuses=refuses[1],
+            launcher="depthwise_conv_transpose3d",
+            **shared,
+        )
+        self.grad_weight = Operator(
+            f"depthwise_conv3d_grad_weight{suffix}(Tensor grad_output, Tensor input, "
+            "int[3] kernel_size, int[3] stride, int[6] padding, int[3] dilation) "
+            "-> (Tensor, Tensor)",
+            fake=_grad_weight_fake,
+            reference=reference.depthwise_conv3d_grad_weight,
+            flops=lambda g, x, kernel, s, p, d, out: 2 * _multiply_adds(g, kernel),
+            setup_context=self._grad_weight_setup,
+            backward=self._grad_weight_backward,
+            refuses=refuses[2],
+            launcher="depthwise_conv3d_grad_weight",
+            **shared,
+        )
+
+    @staticmethod
+    def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, weight, bias, *ctx.geometry = inputs
+        ctx.has_bias = bias is not None
+        needs_input, needs_weight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
+        ctx.input_size, ctx.kernel_size = list(input.shape), list(weight.shape[2:])
+        ctx.channels_last = is_channels_last(input)
+
+    def _backward(self, ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        input, weight = ctx.saved_tensors
+        grad_input = grad_weight = grad_bias = None
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        if is_channels_last(grad_output) != ctx.channels_last:
+            grad_output = to_layout(grad_output, ctx.channels_last)
+        if needs_input:
+            grad_input = self.transpose(grad_output, weight, None, ctx.input_size, *ctx.geometry)
+        if needs_weight:
+            grad_weight, grad_bias = self.grad_weight(
+                grad_output, input, ctx.kernel_size, *ctx.geometry
+            )
+        elif needs_bias:
+            grad_bias = grad_output.sum((0, 2, 3, 4))
+        return grad_input, grad_weight, grad_bias if needs_bias else None, None, None, None
+
+    @staticmethod
+    def _transpose_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, weight, _, _, *ctx.geometry = inputs
+        needs_input, needs_weight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
+        ctx.kernel_size, ctx.channels_last = list(weight.shape[2:]), is_channels_last(input)
+
+    def _transpose_backward(self, ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        input, weight = ctx.saved_tensors
+        grad_input = grad_weight = grad_bias = None
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        if is_channels_last(grad_output) != ctx.channels_last:
+            grad_output = to_layout(grad_output, ctx.channels_last)
+        if needs_input:
+            grad_input = self.forward(grad_output, weight, None, *ctx.geometry)
+        if needs_weight:
+            grad_weight, _ = self.grad_weight(input, grad_output, ctx.kernel_size, *ctx.geometry)
+        if needs_bias:
+            grad_bias = grad_output.sum((0, 2, 3, 4))
+        return grad_input, grad_weight, grad_bias, None, None, None, None
+
+    @staticmethod
+    def _grad_weight_setup(
+        ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
+    ) -> None:
+        grad_output, input, _, *ctx.geometry = inputs
+        ctx.save_for_backward(grad_output, input)
+
+    def _grad_weight_backward(self, ctx: Any, grad: Tensor, grad_bias: Tensor) -> tuple[Any, ...]:
+        grad_output, input = ctx.saved_tensors
+        grad_grad_output = grad_input = None
+        if ctx.needs_input_grad[0]:
+            grad_grad_output = self.forward(input, grad, grad_bias, *ctx.geometry)
+        if ctx.needs_input_grad[1]:
+            grad_input = self.transpose(grad_output, grad, None, list(input.shape), *ctx.geometry)
+        return grad_grad_output, grad_input, None, None, None, None
+
+
+# The C++ kernels of the CPU, and Triton's.
+OPERATORS: Operators = Operators(
+    "",
+    f"{__package__}.triton",
+    (triton_refuses, transpose_refuses, _grad_weight_refuses),
+    _triton.missing,
+)
+depthwise_conv3d = OPERATORS.forward
+depthwise_conv_transpose3d = OPERATORS.transpose
+depthwise_conv3d_grad_weight = OPERATORS.grad_weight
+
+CUDA_OPERATORS: Operators = Operators(
+    "_cuda",
+    f"{__package__}.cuda",
+    (cuda.refuses, cuda.transpose_refuses, cuda.grad_weight_refuses),
+    _cuda.missing,
 )

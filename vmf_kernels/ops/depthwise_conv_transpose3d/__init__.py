@@ -1,5 +1,6 @@
 """Transposed depthwise 3D convolution."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmf_kernels import _extension, _triton
+from vmf_kernels import _cuda, _extension, _triton
 from vmf_kernels.backends import Backend, Op, always
 from vmf_kernels.checks import autocast, check_tensors
 from vmf_kernels.layout import is_channels_last, to_layout
-from vmf_kernels.ops.depthwise_conv3d import dispatch, library
+from vmf_kernels.ops.depthwise_conv3d import cuda, dispatch, library
 from vmf_kernels.ops.depthwise_conv3d.geometry import AXES, MAX_ELEMENTS, normalise
 from vmf_kernels.ops.depthwise_conv_transpose3d import reference
 
@@ -122,6 +123,7 @@ def _run(
     padding: Any,
     more: Any,
     dilation: Any,
+    operators: library.Operators = library.OPERATORS,
 ) -> Tensor:
     """By the kernels of the convolution whose input gradient this is."""
     multiplier = weight.shape[1]
@@ -130,15 +132,27 @@ def _run(
         input = to_layout(repeated, is_channels_last(input))
         weight = weight.flatten(0, 1).unsqueeze(1)
     shape = [*input.shape[:2], *size]
-    return library.depthwise_conv_transpose3d(input, weight, bias, shape, stride, padding, dilation)
+    return operators.transpose(input, weight, bias, shape, stride, padding, dilation)
 
 
-def _triton_refuses(
-    input: Tensor, weight: Tensor, bias: Any, size: Any, stride: Any, padding: Any, *rest: Any
-) -> str | None:
-    shape = (1, weight.shape[0] * weight.shape[1], *size)
-    features = input if input.dim() == 5 else input.unsqueeze(0)
-    return library.transpose_refuses(features, weight, bias, shape, stride, padding, rest[1])
+def _refuses(by_operator: Callable[..., str | None]) -> Callable[..., str | None]:
+    """What the kernels behind an operator do not cover, of prepared arguments."""
+
+    def refuses(
+        input: Tensor, weight: Tensor, bias: Any, size: Any, stride: Any, padding: Any, *rest: Any
+    ) -> str | None:
+        features = input if input.dim() == 5 else input.unsqueeze(0)
+        outputs = weight.shape[0] * weight.shape[1]
+        if weight.shape[1] > 1:  # `_run` repeats the input
+            repeated = features.new_empty(
+                (features.shape[0], outputs, *features.shape[2:]), device="meta"
+            )
+            features = to_layout(repeated, is_channels_last(features))
+        weight = weight.flatten(0, 1).unsqueeze(1)
+        shape = (features.shape[0], outputs, *size)
+        return by_operator(features, weight, bias, shape, stride, padding, rest[1])
+
+    return refuses
 
 
 def _by_gradient(cannot_run: Callable[..., Exception | None]) -> Callable[..., Exception | None]:
@@ -164,7 +178,16 @@ OP = Op(
     (
         Backend("cpu", _by_gradient(dispatch.cpu_cannot_run), dispatch.unbatched(_run), "cpu"),
         Backend(
-            "triton", _by_gradient(_triton.cannot_run(_triton_refuses)), dispatch.unbatched(_run)
+            "triton",
+            _by_gradient(_triton.cannot_run(_refuses(library.transpose_refuses))),
+            dispatch.unbatched(_run),
+        ),
+        Backend(
+            "cuda",
+            _by_gradient(_cuda.cannot_run(_refuses(cuda.transpose_refuses))),
+            dispatch.unbatched(functools.partial(_run, operators=library.CUDA_OPERATORS)),
+            "cuda",
+            _cuda.not_timed,
         ),
         Backend("reference", always, dispatch.unbatched(reference.depthwise_conv_transpose3d)),
     ),

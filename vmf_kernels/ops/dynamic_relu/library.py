@@ -50,7 +50,7 @@ dynamic_relu = Operator(
     flops=lambda x, a1, a2, out: 2 * math.prod(x),
     setup_context=_setup,
     backward=_backward,
-    triton=TRITON,
+    kernels=TRITON,
 )
 
 dynamic_relu_backward = Operator(
@@ -61,5 +61,5 @@ dynamic_relu_backward = Operator(
     flops=lambda g, x, a1, a2, out: 4 * math.prod(x),
     setup_context=_setup,
     backward=_double_backward,
-    triton=TRITON,
+    kernels=TRITON,
 )

@@ -66,8 +66,8 @@ few_key_attention: Operator = Operator(
     flops=lambda x, k, v, heads, scale, residual, out: 4 * _multiply_adds(k, x),
     setup_context=_setup,
     backward=_backward,
-    triton=TRITON,
-    triton_refuses=lambda x, k, v, heads, *rest: attention_refuses(x, k, heads),
+    kernels=TRITON,
+    refuses=lambda x, k, v, heads, *rest: attention_refuses(x, k, heads),
 )
 
 few_key_attention_backward = Operator(
@@ -78,6 +78,6 @@ few_key_attention_backward = Operator(
     flops=lambda g, x, k, v, heads, scale, residual, out: 10 * _multiply_adds(k, x),
     setup_context=_backward_setup,
     backward=_double_backward,
-    triton=TRITON,
-    triton_refuses=lambda g, x, k, v, heads, *rest: attention_refuses(x, k, heads),
+    kernels=TRITON,
+    refuses=lambda g, x, k, v, heads, *rest: attention_refuses(x, k, heads),
 )

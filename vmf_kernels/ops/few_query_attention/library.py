@@ -73,8 +73,8 @@ few_query_attention = Operator(
     flops=lambda q, x, heads, scale, out: 4 * _multiply_adds(q, x),
     setup_context=_setup,
     backward=_backward,
-    triton=TRITON,
-    triton_refuses=lambda q, x, heads, *rest: attention_refuses(x, q, heads),
+    kernels=TRITON,
+    refuses=lambda q, x, heads, *rest: attention_refuses(x, q, heads),
 )
 
 few_query_attention_backward = Operator(
@@ -85,6 +85,6 @@ few_query_attention_backward = Operator(
     flops=lambda g, q, x, out, lse, heads, scale, outs: 10 * _multiply_adds(q, x),
     setup_context=_backward_setup,
     backward=_double_backward,
-    triton=TRITON,
-    triton_refuses=lambda g, q, x, out, lse, heads, scale: attention_refuses(x, q, heads),
+    kernels=TRITON,
+    refuses=lambda g, q, x, out, lse, heads, scale: attention_refuses(x, q, heads),
 )

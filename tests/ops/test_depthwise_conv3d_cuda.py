@@ -1,0 +1,235 @@
+"""The CUDA C++ kernels behind their launchers, compiled for the host where fibers are the threads.
+
+What the kernels compute is tested in tests/csrc; here it is the way to them: what is handed over,
+what is refused, and that "auto" leaves them alone until a GPU has timed them.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import vmf_kernels
+from vmf_kernels import _cuda, use_backend
+from vmf_kernels.backends import OPS
+from vmf_kernels.ops.depthwise_conv3d import cuda, library, reference
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = ["-O1", "-std=c++20", "-fPIC", "-shared", "-Wno-unknown-pragmas"]
+GEOMETRY = ((1, 2, 2), (1, 0, 1, 1, 0, 1), (1, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def library_of_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """`_cuda` with the host's kernels; tensors on the CPU are what it is given."""
+    cxx = shutil.which("g++")
+    if cxx is None:
+        pytest.skip("there is no g++")
+    path = tmp_path_factory.mktemp("cuda") / "_cuda.so"
+    sources = [
+        str(ROOT / "csrc" / "cuda" / name) for name in ("exports.cpp", "depthwise_conv3d.cu")
+    ]
+    includes = [f"-I{ROOT / p}" for p in ("csrc", "csrc/include", "tests/csrc")]
+    command = [cxx, *FLAGS, *includes, "-x", "c++", *sources, "-o", str(path)]
+    subprocess.run(command, check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_cuda, "PATH", path)
+        patch.setattr(_cuda, "device", lambda tensor: (2, 0))
+        _cuda.functions.cache_clear()
+        assert _cuda.missing() is None
+        yield
+    _cuda.functions.cache_clear()
+
+
+def samples(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Input, weight, bias and output's gradient, some of them not contiguous."""
+    input = torch.randn(2, 3, 4, 6, 8, dtype=dtype).transpose(0, 1).contiguous().transpose(0, 1)
+    weight, bias = torch.randn(6, 1, 3, 3, 3, dtype=dtype), torch.randn(12, dtype=dtype)[::2]
+    output = reference.depthwise_conv3d(input, weight, bias, *GEOMETRY)
+    return input, weight, bias, torch.randn_like(output)
+
+
+@pytest.mark.usefixtures("library_of_host")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_launchers(dtype: torch.dtype) -> None:
+    input, weight, bias, grad = samples(dtype)
+    size, kernel = list(input.shape), list(weight.shape[2:])
+    assert cuda.refuses(input, weight, bias, *GEOMETRY) is None
+    assert cuda.transpose_refuses(grad, weight, None, size, *GEOMETRY) is None
+    assert cuda.grad_weight_refuses(grad, input, kernel, *GEOMETRY) is None
+
+    def check(ours: Tensor, theirs: Tensor) -> None:
+        assert ours.dtype == dtype and ours.is_contiguous()
+        torch.testing.assert_close(ours, theirs.contiguous())
+
+    forward = (input, weight, bias, *GEOMETRY)
+    check(cuda.depthwise_conv3d(*forward), reference.depthwise_conv3d(*forward))
+    for b in (None, bias[:3]):
+        back = (grad, weight, b, size, *GEOMETRY)
+        theirs = reference.depthwise_conv_transpose3d(*back)
+        check(cuda.depthwise_conv_transpose3d(*back), theirs)
+    sums = (grad, input, kernel, *GEOMETRY)
+    expected = reference.depthwise_conv3d_grad_weight(*sums)
+    for ours, theirs in zip(cuda.depthwise_conv3d_grad_weight(*sums), expected, strict=True):
+        check(ours, theirs)
+
+
+@pytest.mark.usefixtures("library_of_host")
+def test_gradients_are_those_of_the_same_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the operators, whose road to the launchers a CPU tensor takes only here."""
+    operators = library.CUDA_OPERATORS
+    ran = []
+    for operator in (operators.forward, operators.transpose, operators.grad_weight):
+        launch = operator._launcher
+
+        def below(*args: object, launch: object = launch, name: str = operator.name) -> object:
+            ran.append(name)
+            return launch(*args)  # type: ignore[operator]
+
+        monkeypatch.setattr(operator, "below_autograd", below)
+    results = []
+    input, weight, bias, grad = samples(torch.float32)
+    for function in (operators.forward, library.OPERATORS.forward):
+        leaves = [x.detach().clone().requires_grad_() for x in (input, weight, bias)]
+        output = function(*leaves, *GEOMETRY)
+        grads = torch.autograd.grad(output, leaves, grad, create_graph=True)
+        results.append([output, *grads, *torch.autograd.grad(grads[0].square().sum(), leaves[1])])
+    assert set(ran) == {
+        "depthwise_conv3d_cuda",
+        "depthwise_conv_transpose3d_cuda",
+        "depthwise_conv3d_grad_weight_cuda",
+    }
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.usefixtures("library_of_host")
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"kernel": (3, 1, 1)}, "for kernels 1x3x3"),
+        ({"dilation": (1, 2, 1)}, "for kernels 1x3x3"),
+        ({"stride": (2, 2, 2)}, "for kernels 1x3x3"),
+        ({"dtype": torch.float64}, None),  # which the backend's own check says
+        ({"format": torch.channels_last_3d}, "contiguous"),
+        ({"batch": 0}, "with elements"),
+        ({"multiplier": 200}, "the channel multiplier is too large"),
+    ],
+)
+def test_what_the_kernels_are_not_for(change: dict[str, object], reason: str | None) -> None:
+    shape = (change.get("batch", 1), 2, 4, 6, 8)
+    input = torch.zeros(shape, dtype=change.get("dtype", torch.float32))  # type: ignore[call-overload]
+    input = input.contiguous(memory_format=change.get("format", torch.contiguous_format))
+    kernel, outputs = change.get("kernel", (3, 3, 3)), 2 * change.get("multiplier", 1)  # type: ignore[operator]
+    weight = input.new_zeros((outputs, 1, *kernel))  # type: ignore[misc]
+    geometry = (change.get("stride", (1, 1, 1)), (1,) * 6, change.get("dilation", (1, 1, 1)))
+    told = cuda.refuses(input, weight, None, *geometry)
+    assert told is None if reason is None else reason in str(told)
+
+
+@pytest.mark.parametrize("name", ["depthwise_conv3d", "depthwise_conv_transpose3d"])
+def test_on_a_cpu_the_backend_says_what_it_is_for(name: str) -> None:
+    function = getattr(vmf_kernels, name)
+    x, weight = torch.zeros(1, 2, 3, 4, 5), torch.zeros(2, 1, 3, 3, 3)
+    with use_backend("cuda"), pytest.raises(NotImplementedError, match="cannot run this call"):
+        function(x, weight)
+    backend = next(b for b in OPS[name].backends if b.name == "cuda")
+    assert backend.slower(x, weight) == "its CUDA C++ kernel has not been timed on a GPU yet"
+    geometry = (1, 0, 0, 1) if "transpose" in name else (1, 0, 1)
+    prepared = OPS[name].prepare(x, weight, None, *geometry)
+    assert "it runs on CUDA" in str(backend.cannot_run(*prepared))
+
+
+# Kernel, stride, size and channels: whole frames of several volumes, tiles of rows and of columns,
+# rows that 16-byte loads can and cannot read, parts of T.
+ON_A_GPU = [
+    ((1, 3, 3), 1, (3, 20, 24), 5),
+    ((1, 3, 3), 2, (3, 15, 15), 7),
+    ((3, 3, 3), 1, (9, 56, 56), 3),
+    ((3, 3, 3), 2, (4, 20, 133), 3),
+    ((5, 3, 3), 1, (8, 7, 7), 40),
+    ((5, 3, 3), 2, (3, 10, 300), 2),
+    ((1, 5, 5), 1, (2, 16, 16), 9),
+    ((1, 5, 5), 2, (2, 17, 9), 33),
+    ((3, 5, 5), 1, (5, 14, 14), 24),
+    ((5, 5, 5), 1, (6, 12, 10), 6),
+    ((7, 7, 7), 1, (7, 9, 16), 4),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("multiplier", [1, 2])
+@pytest.mark.parametrize(("kernel", "stride", "size", "channels"), ON_A_GPU)
+def test_numbers_on_a_gpu(
+    kernel: tuple[int, int, int],
+    stride: int,
+    size: tuple[int, int, int],
+    channels: int,
+    multiplier: int,
+    dtype: torch.dtype,
+) -> None:
+    """Output and gradients against the reference in double precision; the same bits twice."""
+    if reason := _cuda.missing():
+        pytest.skip(reason)
+    x = torch.randn(2, channels, *size, device="cuda", dtype=dtype)
+    weight = torch.randn(channels * multiplier, 1, *kernel, device="cuda", dtype=dtype)
+    bias = torch.randn(channels * multiplier, device="cuda", dtype=dtype)
+    settings = ((1, stride, stride), tuple(k // 2 for k in kernel))
+    exact = vmf_kernels.reference.depthwise_conv3d(x.double(), weight.double(), None, *settings)
+    grad = torch.randn_like(exact).to(dtype)
+
+    def training(backend: str, *tensors: Tensor) -> list[Tensor]:
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        with use_backend(backend):
+            output = vmf_kernels.depthwise_conv3d(*leaves, *settings)
+        grads = torch.autograd.grad(output, leaves, grad.to(output.dtype))
+        return [output.detach(), *grads]
+
+    ours = training("cuda", x, weight, bias)
+    theirs = training("reference", x.double(), weight.double(), bias.double())
+    tolerance = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
+    for a, b, again in zip(ours, theirs, training("cuda", x, weight, bias), strict=True):
+        assert torch.equal(a, again)
+        assert (a.double() - b).norm() <= tolerance * b.norm()
+
+
+@pytest.mark.gpu
+def test_compiled_and_captured_on_a_gpu() -> None:
+    if reason := _cuda.missing():
+        pytest.skip(reason)
+    x, weight = torch.randn(2, 8, 4, 20, 20, device="cuda"), torch.randn(8, 1, 3, 3, 3).cuda()
+
+    def call(x: Tensor) -> Tensor:
+        with use_backend("cuda"):
+            return vmf_kernels.depthwise_conv3d(x, weight, None, 1, 1)
+
+    expected = call(x)
+    torch.testing.assert_close(torch.compile(call)(x), expected)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call(x)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = call(x)
+    x.normal_()
+    graph.replay()
+    assert torch.equal(output, call(x))
+
+
+def test_without_its_library_the_backend_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cuda, "PATH", ROOT / "no such file")
+    _cuda.functions.cache_clear()
+    try:
+        assert "not built" in str(_cuda.missing())
+        monkeypatch.setattr(_cuda, "PATH", Path(__file__))
+        _cuda.functions.cache_clear()
+        assert "do not load" in str(_cuda.missing())
+    finally:
+        _cuda.functions.cache_clear()

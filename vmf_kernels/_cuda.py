@@ -1,0 +1,93 @@
+"""The library of CUDA C++ kernels (csrc/cuda), and the road to them."""
+
+import ctypes
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vmf_kernels._triton import wrong_dtype
+
+PATH = Path(__file__).with_name("_cuda.so")
+DTYPES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # as in csrc/include/vmf/dtype.h
+
+_SHAPE, _POINTER, _TEXT = ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p, ctypes.c_char_p
+_DEVICE = (ctypes.c_int, _POINTER)  # multiprocessors, stream
+_FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "depthwise_conv3d_refuses": (_TEXT, (_SHAPE,)),
+    "depthwise_conv3d": (_TEXT, (_SHAPE, *(_POINTER,) * 4, *_DEVICE)),
+    "depthwise_conv_transpose3d": (_TEXT, (_SHAPE, *(_POINTER,) * 4, *_DEVICE)),
+    "depthwise_conv3d_grad_weight_scratch": (ctypes.c_int64, (_SHAPE, _POINTER, ctypes.c_int)),
+    "depthwise_conv3d_grad_weight": (_TEXT, (_SHAPE, *(_POINTER,) * 5, *_DEVICE)),
+}
+
+
+@functools.cache
+def functions() -> dict[str, Any]:
+    """The library's functions by name; none where it was not built or does not load."""
+    try:
+        library = ctypes.CDLL(str(PATH))
+    except OSError:
+        return {}
+    found = {}
+    for name, (result, arguments) in _FUNCTIONS.items():
+        found[name] = getattr(library, f"vmf_cuda_{name}")
+        found[name].restype, found[name].argtypes = result, arguments
+    return found
+
+
+def missing() -> str | None:
+    """Why there are no CUDA kernels here, or None."""
+    if functions():
+        return None
+    return (
+        "the CUDA kernels do not load"
+        if PATH.exists()
+        else "the CUDA kernels are not built (they are where nvcc and a CUDA build of torch are)"
+    )
+
+
+def cannot_run(refuses: Callable[..., str | None]) -> Callable[..., Exception | None]:
+    """The predicate of a CUDA backend; `refuses` as of `_triton.cannot_run`."""
+
+    def predicate(tensor: Any, *rest: Any) -> Exception | None:
+        if not tensor.is_cuda:
+            return NotImplementedError(f"it runs on CUDA (got a tensor on {tensor.device})")
+        if reason := missing():
+            return RuntimeError(reason)
+        if reason := wrong_dtype(tensor) or refuses(tensor, *rest):
+            return NotImplementedError(reason)
+        return None
+
+    return predicate
+
+
+def not_timed(*prepared: Any) -> str:
+    """Why "auto" does not choose a kernel."""
+    return "its CUDA C++ kernel has not been timed on a GPU yet"
+
+
+def run(name: str, *arguments: Any) -> None:
+    """Enqueues what a function of the library does.
+
+    Raises:
+        RuntimeError: CUDA refuses to launch it.
+    """
+    error = functions()[name](*arguments)
+    if error is not None:
+        raise RuntimeError(f"{name}: {error.decode()}")
+
+
+@functools.cache
+def processors(index: int) -> int:
+    """Multiprocessors of a CUDA device."""
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def device(tensor: Tensor) -> tuple[int, int]:
+    """What the functions want to know of a tensor's device: multiprocessors, current stream."""
+    index = tensor.get_device()
+    return processors(index), torch._C._cuda_getCurrentRawStream(index)
