@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.ao.quantization import get_default_qat_qconfig
 from torch.nn.utils import parametrizations, prune
 
-from vmf_kernels import DepthwiseConv3d, accelerate, explain, restore
+from vmf_kernels import DepthwiseConv3d, _extension, accelerate, explain, restore
 from vmf_kernels.layers import AcceleratedConv3d
 
 
@@ -221,7 +221,7 @@ def test_wrong_arguments() -> None:
     for function in (accelerate, restore):
         with pytest.raises(TypeError, match=r"takes an nn.Module \(got Tensor\)"):
             function(torch.ones(1))
-    with pytest.raises(ValueError, match=r"times a sample \(got None\)"):
+    with pytest.raises(ValueError, match=r"go together \(got memory_format='auto' and no sample\)"):
         accelerate(network(), "auto")
     with pytest.raises(ValueError, match=r"memory_format must be .* \(got 'channels_last'\)"):
         accelerate(network(), "channels_last")
@@ -250,3 +250,50 @@ def test_compiles_without_a_break(dynamic: bool) -> None:
     model = accelerate(network()).eval()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=dynamic)
     torch.testing.assert_close(compiled(clip()), model(clip()))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 12])
+def test_an_input_of_other_channels_is_refused_as_by_pytorch(channels: int) -> None:
+    """The op would take it: for fewer channels, each with several filters."""
+    for settings in ({"padding": 1}, {"stride": 2}, {"padding": 1, "padding_mode": "replicate"}):
+        layer = nn.Conv3d(24, 24, 3, groups=24, **settings)  # type: ignore[arg-type]
+        for shape in ((2, channels, 4, 4, 4), (channels, 24, 4, 4)):
+            with pytest.raises(RuntimeError, match="channels"):
+                layer(torch.zeros(shape))
+            accelerate(layer)
+            with pytest.raises(ValueError, match=r"AcceleratedConv3d: input must have 24 channels"):
+                layer(torch.zeros(shape))
+            restore(layer)
+
+
+def test_a_format_is_for_parameters_of_five_dimensions() -> None:
+    model = nn.Sequential(nn.Conv3d(4, 4, 3, padding=1, groups=4), nn.Conv3d(4, 8, 2))
+    model.register_parameter("scale", nn.Parameter(torch.randn(4, 2, 3, 5)))
+    model.append(nn.Identity())
+    strides = model.scale.stride()
+    accelerate(model, torch.channels_last_3d)
+    assert model[1].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert not model[1].weight.is_contiguous() and model.scale.stride() == strides
+    accelerate(model, "auto", torch.randn(1, 4, 3, 5, 5))
+    accelerate(model, torch.contiguous_format)
+    assert model[1].weight.is_contiguous()
+
+
+def test_a_sample_without_auto_is_refused() -> None:
+    with pytest.raises(ValueError, match="a sample and memory_format='auto'"):
+        accelerate(network(), sample=clip())
+
+
+def test_what_makes_nothing_faster_is_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accelerate(nn.Linear(2, 2))
+    assert "nothing to do" in caplog.text
+    caplog.clear()
+    accelerate(network())
+    assert not caplog.records
+    monkeypatch.setattr(_extension, "LOADED", False)
+    monkeypatch.setattr(_extension, "REASON", "it is not built")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    accelerate(network())
+    assert "plain PyTorch: it is not built" in caplog.text

@@ -436,6 +436,11 @@ def test_saved_exported_compiled_and_explained() -> None:
     expected = fused(features())
     loaded = fuse(Block(lambda self, y, x: self.act(self.norm(y) + x)))
     file = io.BytesIO()
+    torch.save(fused, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    torch.testing.assert_close(loaded(features()), fused(features()), rtol=0, atol=0)
+    file = io.BytesIO()
     torch.save(fused.state_dict(), file)
     file.seek(0)
     loaded.load_state_dict(torch.load(file, weights_only=True))
@@ -451,3 +456,19 @@ def test_saved_exported_compiled_and_explained() -> None:
 def test_wrong_argument() -> None:
     with pytest.raises(TypeError, match="fuse: takes an"):
         fuse(3)  # type: ignore[arg-type]
+
+
+def test_a_graph_that_is_planted_is_explained_and_what_it_replaces_is_not() -> None:
+    inner = Block(lambda self, y, x: self.act(self.norm(y)))
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.last = inner, depthwise()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.inner(x if x.sum() > 0 else -x))
+
+    fused = check(Outer())
+    assert sorted(r.name for r in explain(fused)) == ["fused_inner.conv", "last"]
+    assert sorted(r.name for r in explain(fused, features())) == ["fused_inner.conv", "last"]

@@ -104,6 +104,9 @@ def test_wheel_runs_in_a_fresh_environment(wheel: Path, tmp_path: Path) -> None:
     assert backend == "cpu"
     said = run(python, "-m", "vmf_kernels.info", "--brief", cwd=tmp_path)
     assert "CPU kernels for baseline" in said
+    # In a clone Python finds the sources first.
+    said = run(python, "-m", "vmf_kernels.info", cwd=copy_checkout(tmp_path))
+    assert f"installed package in {packages}: start it from another folder" in said
 
 
 def test_without_a_compiler_it_installs_in_pure_python(tmp_path: Path) -> None:

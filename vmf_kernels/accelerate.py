@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
+from vmf_kernels import _extension
 from vmf_kernels.layers import (
     AcceleratedConv3d,
     AcceleratedConvTranspose3d,
@@ -43,8 +44,8 @@ def accelerate(model: Model, memory_format: Any = None, sample: Any = None) -> M
 
     Args:
         model: any module; also one layer.
-        memory_format: `torch.contiguous_format` or `torch.channels_last_3d` for the weights of the
-            whole model, which features follow wherever PyTorch's convolutions do; "auto" times
+        memory_format: `torch.contiguous_format` or `torch.channels_last_3d` for all parameters of
+            five dimensions, which features follow wherever PyTorch's convolutions do; "auto" times
             inference of the sample in both and takes the faster one (told to the logger
             `vmf_kernels`, level INFO). None leaves it.
         sample: for "auto": a clip (N, C, T, H, W), or a tuple of the model's arguments.
@@ -54,7 +55,7 @@ def accelerate(model: Model, memory_format: Any = None, sample: Any = None) -> M
 
     Raises:
         TypeError: it is no module.
-        ValueError: another memory format, or "auto" without a sample.
+        ValueError: another memory format, "auto" without a sample, or a sample without it.
 
     Example:
         >>> model = accelerate(model, memory_format="auto", sample=clip)
@@ -65,17 +66,37 @@ def accelerate(model: Model, memory_format: Any = None, sample: Any = None) -> M
             "accelerate: memory_format must be None, 'auto', torch.contiguous_format or "
             f"torch.channels_last_3d (got {memory_format!r})"
         )
-    if memory_format == "auto" and sample is None:
-        raise ValueError("accelerate: memory_format='auto' times a sample (got None)")
-    for layer in model.modules():
-        if is_depthwise(layer) and refusal(layer) is None:
-            layer.__class__ = ACCELERATED[type(layer)]
+    if (memory_format == "auto") != (sample is not None):
+        raise ValueError(
+            "accelerate: a sample and memory_format='auto', which times it, go together (got "
+            f"memory_format={memory_format!r} and {'no' if sample is None else 'a'} sample)"
+        )
+    swap(model)
+    if not any(type(layer) in ORIGINAL for layer in model.modules()):
+        _log.warning("accelerate: nothing to do: no depthwise 3D convolution that it can swap")
+    elif not _extension.LOADED and not torch.cuda.is_available():
+        _log.warning("accelerate: the layers run in plain PyTorch: %s", _extension.REASON)
     if memory_format == "auto":
         memory_format = _faster(model, sample if isinstance(sample, tuple) else (sample,))
     if memory_format is not None:
-        # Its overloads forget that it takes a format alone.
-        model.to(memory_format=memory_format)  # type: ignore[call-overload]
+        _lay(model, memory_format)
     return model
+
+
+def swap(model: Model) -> Model:
+    """What `accelerate` does to the layers, in silence."""
+    for layer in model.modules():
+        if is_depthwise(layer) and refusal(layer) is None:
+            layer.__class__ = ACCELERATED[type(layer)]
+    return model
+
+
+def _lay(model: nn.Module, format: torch.memory_format) -> None:
+    """Puts a model's parameters and buffers of five dimensions into a format.
+
+    `model.to(memory_format=torch.channels_last_3d)` refuses those of four.
+    """
+    model._apply(lambda t: t.to(memory_format=format) if t.dim() == 5 else t)
 
 
 def restore(model: Model) -> Model:
@@ -162,7 +183,7 @@ def _faster(model: nn.Module, sample: tuple[Any, ...]) -> torch.memory_format:
     with inference(model):
         for done in range(ROUNDS + 1):
             for format in FORMATS:
-                model.to(memory_format=format)  # type: ignore[call-overload]
+                _lay(model, format)
                 start = time.perf_counter()
                 model(*sample)
                 if any(isinstance(x, Tensor) and x.is_cuda for x in sample):

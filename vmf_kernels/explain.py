@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from vmf_kernels import _extension
@@ -61,10 +61,13 @@ class Records(list[Record]):
             )
             for r in self
         ]
+        if not self:
+            return "no depthwise 3D convolution"
         told = [
             name not in ("shape", "expected gain") or any(row[i] for row in rows[1:])
             for i, name in enumerate(rows[0])
         ]
+        told[2] = any(r.name not in OPS for r in self)  # a call is no layer to swap
         rows = [tuple(cell for cell, keep in zip(row, told, strict=True) if keep) for row in rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = (
@@ -97,16 +100,28 @@ def explain(model_or_call: nn.Module | Callable[..., Any], *args: Any, **kwargs:
         >>> print(explain(model, clip))
     """
     if isinstance(model_or_call, nn.Module):
-        layers = [(name, m) for name, m in model_or_call.named_modules() if is_depthwise(m)]
+        layers = [(name, m) for name, m in _in_use(model_or_call) if is_depthwise(m)]
         if not args and not kwargs:
             return Records(_explain_layer(name, layer) for name, layer in layers)
         return Records(_explain_run(model_or_call, layers, args, kwargs))
     name = getattr(model_or_call, "__name__", None)
     if name not in OPS:
         raise TypeError(
-            f"explain: takes a module or one of {', '.join(sorted(OPS))} (got {model_or_call!r})"
+            f"explain: takes a module or one of {', '.join(sorted(OPS))} "
+            f"(got {name or type(model_or_call).__name__})"
         )
     return Records([_explain_call(name, model_or_call, *args, **kwargs)])
+
+
+def _in_use(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Its modules by name, but those in whose stead `fuse` has planted a graph."""
+    named = list(model.named_modules())
+    planted = tuple(
+        f"{name}."
+        for name, module in named
+        if isinstance(getattr(vars(module).get("forward"), "__self__", None), fx.GraphModule)
+    )
+    return [(name, module) for name, module in named if not name.startswith(planted)]
 
 
 def _explain_call(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Record:

@@ -15,7 +15,7 @@ from torch.nn.utils import fuse_conv_bn_weights, parametrize
 from torch.utils import _pytree as pytree
 
 from vmf_kernels import onednn
-from vmf_kernels.accelerate import accelerate, inference
+from vmf_kernels.accelerate import inference, swap
 from vmf_kernels.layers import (
     IN_PLACE,
     AcceleratedConv3d,
@@ -90,7 +90,7 @@ def fuse(model: nn.Module, sample: Any = None) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"fuse: takes an nn.Module (got {type(model).__name__})")
-    copied = accelerate(copy.deepcopy(model).eval().requires_grad_(False))
+    copied = swap(copy.deepcopy(model).eval().requires_grad_(False))
     counts: Counter[str] = Counter()
     fused = _fuse(copied, counts)
     if fused is not copied:  # its hooks are around it
@@ -141,7 +141,8 @@ def _plant(owner: nn.Module, name: str, module: nn.Module, counts: Counter[str])
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, opaque: Collection[nn.Module]) -> None:
+    # The default is for `torch.load`, which makes one to read a saved graph with.
+    def __init__(self, opaque: Collection[nn.Module] = ()) -> None:
         super().__init__()
         self.opaque = opaque
 
@@ -263,7 +264,7 @@ class _Rewriting:
             assert follower is not None
             self._skip(follower)
             self.counts["activations"] += 1
-        fused: Any = copy.copy(layer)
+        fused: Any = _copied(layer)
         fused.__class__ = FusedDepthwiseConv3d if ours else FusedConv3d
         fused.activation = activation
         self.model.set_submodule(str(node.target), fused)
@@ -359,10 +360,16 @@ def _added(node: fx.Node, part: fx.Node) -> fx.Node | None:
     return others[0] if len(others) == 1 and isinstance(others[0], fx.Node) else None
 
 
+def _copied(layer: nn.Conv3d) -> nn.Conv3d:
+    """Another layer with the same parameters, whose hooks are its own."""
+    copied = copy.copy(layer)
+    vars(copied).update({k: copy.copy(v) for k, v in vars(layer).items() if isinstance(v, dict)})
+    return copied
+
+
 def _with_norm(layer: nn.Conv3d, norm: Any) -> nn.Conv3d:
     """A copy of the convolution that computes what the two did."""
-    folded = copy.copy(layer)
-    folded._parameters = dict(layer._parameters)
+    folded = _copied(layer)
     folded.weight, folded.bias = fuse_conv_bn_weights(
         layer.weight,
         layer.bias,

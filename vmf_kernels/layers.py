@@ -79,7 +79,16 @@ class DepthwiseConv3d(nn.Conv3d):
         return depthwise_conv3d(*self._arguments(input))
 
     def _arguments(self, input: Tensor) -> tuple[Any, ...]:
-        """Those of the op; what it does not pad itself is padded."""
+        """Those of the op; what it does not pad itself is padded.
+
+        Raises:
+            ValueError: other channels than the layer's, which the op would take for a multiplier.
+        """
+        if input.dim() in (4, 5) and input.shape[-4] != self.in_channels:
+            raise ValueError(
+                f"{type(self).__name__}: input must have {self.in_channels} channels "
+                f"(got shape {tuple(input.shape)})"
+            )
         padding = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
