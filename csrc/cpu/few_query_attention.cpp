@@ -37,10 +37,19 @@ Partial<Real> partial(const Shape& s, Real* scratch, int64_t item) {
   return {at, at + s.tokens * s.channels, at + s.tokens * (s.channels + s.heads)};
 }
 
+// The largest of a row of whole vectors, in every lane; `most` if none is larger. In four chains,
+// as an instruction takes four cycles.
 template <typename Real>
-Real lane_sum(Vec<Real> v) {
-  Vec<Real> lanes[kLanes<Real>] = {v};
-  return add_lanes<Real>(lanes)[0];
+Vec<Real> largest_of(const Real* row, int64_t vectors, Vec<Real> most) {
+  constexpr int lanes = kLanes<Real>, kChains = 4;
+  Vec<Real> chain[kChains] = {most, most, most, most};
+  int64_t i = 0;
+  for (; i + kChains <= vectors; i += kChains) {
+    for (int k = 0; k < kChains; ++k) chain[k] = larger(load(row + (i + k) * lanes), chain[k]);
+  }
+  for (; i < vectors; ++i) chain[0] = larger(load(row + i * lanes), chain[0]);
+  const auto both = [](Vec<Real> a, Vec<Real> b) { return larger(a, b); };
+  return fold_lanes<Real>(both(both(chain[0], chain[1]), both(chain[2], chain[3])), both);
 }
 
 // What infinite scores are measured from: 0, so that exponentials of -infinity are 0, not NaN.
@@ -63,10 +72,8 @@ Real soften(Real* row, int64_t count, Real& largest, Real& exponentials) {
     Real* last = row + count - rest;
     store(last, first_lanes<Real>(load(last), rest, -kInfinity<Real>));
   }
-  Vec<Real> most = splat<Real>(largest);
-  for (int64_t i = 0; i < count; i += lanes) most = larger(load(row + i), most);
   const Real before = largest;
-  for (int k = 0; k < lanes; ++k) largest = std::max(largest, most[k]);
+  largest = largest_of(row, ceil_div(count, lanes), splat<Real>(largest))[0];
   const Vec<Real> zero = splat<Real>(origin(largest));
   Vec<Real> sum = {};
   for (int64_t i = 0; i < count; i += lanes) {
@@ -75,7 +82,8 @@ Real soften(Real* row, int64_t count, Real& largest, Real& exponentials) {
     sum += p;
   }
   const Real factor = before == largest ? Real{1} : exp2_of<Real>(before - zero[0]);
-  exponentials = exponentials * factor + lane_sum<Real>(sum);
+  sum = fold_lanes<Real>(sum, [](Vec<Real> a, Vec<Real> b) { return a + b; });
+  exponentials = exponentials * factor + sum[0];
   return factor;
 }
 

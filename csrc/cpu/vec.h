@@ -316,6 +316,23 @@ inline void swap_blocks(V& a, V& b, Sequence<L...>) {
   a = upper;
 }
 
+template <int Size, typename Index, typename V, int... L>
+inline V exchange_blocks(V v, Sequence<L...>) {
+  return __builtin_shuffle(v, Index{(L ^ Size)...});
+}
+
+// A vector of what f makes of all lanes of v, in every lane.
+template <typename Real, typename F, int Size = kLanes<Real> / 2>
+inline Vec<Real> fold_lanes(Vec<Real> v, const F& f) {
+  if constexpr (Size > 0) {
+    using Numbers = typename MakeSequence<kLanes<Real>>::Type;
+    v = f(v, exchange_blocks<Size, IndexVec<Real>>(v, Numbers()));
+    return fold_lanes<Real, F, Size / 2>(v, f);
+  } else {
+    return v;
+  }
+}
+
 template <typename Real, int Size = kLanes<Real> / 2>
 inline void transpose(Vec<Real>* rows) {
   if constexpr (Size > 0) {
