@@ -107,13 +107,14 @@ class Window {
     if (group_ == 4 && dtype_ == DType::f32) {
 #pragma unroll
       for (int s = 0; s < kSlots / 4; ++s) {
-        if (offset_[s] >= 0) read(reinterpret_cast<const uint4*>(wide + offset_[s]), raw_ + 4 * s);
+        if (offset_[s] < 0) continue;
+        read(reinterpret_cast<const uint4*>(wide + offset_[s]), raw_ + 4 * s);
       }
     } else if (group_ == 4) {
 #pragma unroll
       for (int s = 0; s < kSlots / 4; ++s) {
-        if (offset_[s] >= 0)
-          read(reinterpret_cast<const uint2*>(narrow + offset_[s]), raw_ + 4 * s);
+        if (offset_[s] < 0) continue;
+        read(reinterpret_cast<const uint2*>(narrow + offset_[s]), raw_ + 4 * s);
       }
     } else if (dtype_ == DType::f32) {
 #pragma unroll
