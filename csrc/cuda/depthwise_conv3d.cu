@@ -214,11 +214,8 @@ const char* run_gather(const DepthwiseConv3dShape& s, bool transposed, const voi
 }
 
 template <class Body>
-constexpr int kTapsOf = Body::kT * Body::kH * Body::kW;
-
-template <class Body>
 int64_t scratch_of(const GradWeightShape& shape) {
-  return shape.partials * shape.channels * (kTapsOf<Body> + 1) * int64_t{sizeof(float)};
+  return shape.partials * shape.channels * (kTaps<Body> + 1) * int64_t{sizeof(float)};
 }
 
 }  // namespace
@@ -283,8 +280,8 @@ const char* depthwise_conv3d_grad_weight(const DepthwiseConv3dShape& s, const vo
       error = launch(&cuda::grad_weight<Forward>, blocks, shape, device.stream);
       if (error != nullptr) return error;
     }
-    const int64_t threads = int64_t{shape.channels} * (kTapsOf<Forward> + 1);
-    return launch(&add_partials<kTapsOf<Forward>>, divide_up(threads, kThreads), shape,
+    const int64_t threads = int64_t{shape.channels} * (kTaps<Forward> + 1);
+    return launch(&add_partials<kTaps<Forward>>, divide_up(threads, kThreads), shape,
                   device.stream);
   });
 }

@@ -102,17 +102,19 @@ struct Transposed {
   }
 };
 
+template <class Body>
+constexpr int kTaps = Body::kT * Body::kH * Body::kW;
+
 // Blocks that a multiprocessor should have room for: its registers are divided by that.
 template <class Body>
-constexpr int kBlocks = Body::kT * Body::kH * Body::kW <= 27 ? 4 : 2;
+constexpr int kBlocks = kTaps<Body> <= 27 ? 4 : 2;
 
 // The form of a kernel: what the host plans with.
 template <class Body>
 struct Gather {
-  static constexpr int kTaps = Body::kT * Body::kH * Body::kW;
-  static constexpr int kSlots = kTaps <= 27 ? 12 : 16;
+  static constexpr int kSlots = kTaps<Body> <= 27 ? 12 : 16;
   static constexpr int kWeight = Body::kW * kWeightStep<Body::kT, Body::kH>;
-  static constexpr int kWeights = kTaps <= 27 ? 1024 : 2048;  // in shared memory, of a tile
+  static constexpr int kWeights = kTaps<Body> <= 27 ? 1024 : 2048;  // in shared memory, of a tile
 
   struct Shared {
     alignas(16) float tile[2][Window<kSlots>::kElements];
@@ -123,7 +125,7 @@ struct Gather {
 // Weights of the tile's volumes: [volume][repeat][x][t][y].
 template <class Body>
 __device__ void gather_weights(const GatherShape& s, int64_t first, float* to) {
-  constexpr int taps = Body::kT * Body::kH * Body::kW;
+  constexpr int taps = kTaps<Body>;
   const int count = s.tiling.volumes * s.pairing.repeats * taps;
   for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
     const int tap = i % taps, filter = i / taps;

@@ -29,9 +29,9 @@ struct GradWeightShape {
 
 // Columns of the kernel that one block sums up, so that a thread's sums fit into registers.
 template <class Body>
-constexpr int kColumnsAtOnce = Body::kT * Body::kH * Body::kW <= 45 ? Body::kW
-                               : Body::kT * Body::kH <= 25          ? 3
-                                                                    : 1;
+constexpr int kColumnsAtOnce = kTaps<Body> <= 45           ? Body::kW
+                               : Body::kT * Body::kH <= 25 ? 3
+                                                           : 1;
 
 template <class Body>
 struct GradWeight {
@@ -73,7 +73,7 @@ template <class Body>
 __device__ void write_sums(const GradWeightShape& s, const Place& at, int first_column,
                            int64_t partial, const float (&sum)[GradWeight<Body>::kSums],
                            typename GradWeight<Body>::Shared& shared) {
-  constexpr int KT = Body::kT, KH = Body::kH, KW = Body::kW, taps = KT * KH * KW;
+  constexpr int KT = Body::kT, KH = Body::kH, KW = Body::kW, taps = kTaps<Body>;
   constexpr int count = GradWeight<Body>::kSums, at_once = GradWeight<Body>::kAtOnce;
   const int thread = static_cast<int>(threadIdx.x), threads = s.tiling.groups * s.tiling.columns;
   const int local = at.group * s.tiling.columns + at.column;
@@ -179,17 +179,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Body>) grad_weight(GradWeigh
 }
 
 // A thread for each tap of each channel, and for its bias.
-template <int kTaps>
+template <int Taps>
 __global__ void __launch_bounds__(kThreads) add_partials(GradWeightShape s) {
-  const int64_t all = int64_t{s.channels} * (kTaps + 1);
+  const int64_t all = int64_t{s.channels} * (Taps + 1);
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= all) return;
   float sum = 0;
   for (int64_t partial = 0; partial < s.partials; ++partial) sum += s.partial[partial * all + i];
-  const int64_t channel = i / (kTaps + 1), tap = i % (kTaps + 1);
-  if (tap < kTaps && s.grad_weight != nullptr) {
-    store(s.grad_weight, channel * kTaps + tap, s.dtype, sum);
-  } else if (tap == kTaps && s.grad_bias != nullptr) {
+  const int64_t channel = i / (Taps + 1), tap = i % (Taps + 1);
+  if (tap < Taps && s.grad_weight != nullptr) {
+    store(s.grad_weight, channel * Taps + tap, s.dtype, sum);
+  } else if (tap == Taps && s.grad_bias != nullptr) {
     store(s.grad_bias, channel, s.dtype, sum);
   }
 }

@@ -67,6 +67,17 @@ def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+def _launch(
+    name: str, shape: Any, input: Tensor, weight: Tensor, bias: Tensor | None, size: Any
+) -> Tensor:
+    """Runs one direction's function of the library on contiguous tensors."""
+    input, weight = input.contiguous(), weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    output = input.new_empty(size)
+    _cuda.run(name, shape, *map(_pointer, (input, weight, bias, output)), *_cuda.device(input))
+    return output
+
+
 def depthwise_conv3d(
     input: Tensor,
     weight: Tensor,
@@ -78,12 +89,7 @@ def depthwise_conv3d(
     """Launches the forward kernel."""
     size = output_size(input.shape, weight.shape, stride, padding, dilation)
     shape = _shape(input, input.shape, size, weight.shape[2:], stride, padding, dilation)
-    input, weight = input.contiguous(), weight.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    output = input.new_empty(size)
-    pointers = map(_pointer, (input, weight, bias, output))
-    _cuda.run("depthwise_conv3d", shape, *pointers, *_cuda.device(input))
-    return output
+    return _launch("depthwise_conv3d", shape, input, weight, bias, size)
 
 
 def depthwise_conv_transpose3d(
@@ -97,12 +103,7 @@ def depthwise_conv_transpose3d(
 ) -> Tensor:
     """Launches the kernel of the other direction."""
     shape = _shape(input, output_size, input.shape, weight.shape[2:], stride, padding, dilation)
-    input, weight = input.contiguous(), weight.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    output = input.new_empty(output_size)
-    pointers = map(_pointer, (input, weight, bias, output))
-    _cuda.run("depthwise_conv_transpose3d", shape, *pointers, *_cuda.device(input))
-    return output
+    return _launch("depthwise_conv_transpose3d", shape, input, weight, bias, output_size)
 
 
 def depthwise_conv3d_grad_weight(

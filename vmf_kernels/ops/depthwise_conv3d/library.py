@@ -117,7 +117,7 @@ class Operators:
             fake=_transpose_fake,
             reference=reference.depthwise_conv_transpose3d,
             flops=lambda x, w, b, size, s, p, d, out: 2 * _multiply_adds(x, w[2:]),
-            setup_context=self._transpose_setup,
+            setup_context=self._setup,
             backward=self._transpose_backward,
             refuses=refuses[1],
             launcher="depthwise_conv_transpose3d",
@@ -139,8 +139,9 @@ class Operators:
 
     @staticmethod
     def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, bias, *ctx.geometry = inputs
-        ctx.has_bias = bias is not None
+        """Of both directions: input and weight come first, the geometry last."""
+        input, weight, *_ = inputs
+        ctx.geometry = inputs[-3:]
         needs_input, needs_weight = ctx.needs_input_grad[:2]
         ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
         ctx.input_size, ctx.kernel_size = list(input.shape), list(weight.shape[2:])
@@ -161,13 +162,6 @@ class Operators:
         elif needs_bias:
             grad_bias = grad_output.sum((0, 2, 3, 4))
         return grad_input, grad_weight, grad_bias if needs_bias else None, None, None, None
-
-    @staticmethod
-    def _transpose_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, _, _, *ctx.geometry = inputs
-        needs_input, needs_weight = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
-        ctx.kernel_size, ctx.channels_last = list(weight.shape[2:]), is_channels_last(input)
 
     def _transpose_backward(self, ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         input, weight = ctx.saved_tensors
