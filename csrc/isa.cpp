@@ -1,5 +1,9 @@
 #include "vmf/isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <iterator>
@@ -18,6 +22,17 @@ const char* const kBuilt[] = {
 #endif
 };
 constexpr int kCount = static_cast<int>(std::size(kBuilt));
+
+#if defined(__x86_64__)
+constexpr unsigned kZen5 = 26;
+
+// 0 for other makers' CPUs.
+unsigned amd_family() {
+  unsigned a, b, c, d;
+  if (!__builtin_cpu_is("amd") || !__get_cpuid(1, &a, &b, &c, &d)) return 0;
+  return (a >> 8 & 15) + (a >> 20 & 255);
+}
+#endif
 
 // __builtin_cpu_supports also asks whether the operating system saves the wide registers.
 bool cpu_runs(int isa) {
@@ -77,11 +92,15 @@ std::string current_isa() { return kBuilt[current_isa_index()]; }
 
 void set_isa(const std::string& name) { chosen = find_supported(name, "set_isa"); }
 
-bool fetches_by_itself() {
+int64_t prefetch_pays_from() {
 #if defined(__x86_64__)
-  return __builtin_cpu_is("intel");
+  constexpr int64_t kMiB = 1 << 20;
+  static const int64_t bytes = __builtin_cpu_is("intel") ? 32 * kMiB
+                               : amd_family() >= kZen5   ? 16 * kMiB
+                                                         : 0;
+  return bytes;
 #else
-  return false;
+  return 0;
 #endif
 }
 

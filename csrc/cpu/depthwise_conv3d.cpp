@@ -1,10 +1,12 @@
 // Depthwise convolution, forward and input gradient: each element written gathers what it needs, so
 // no two items write the same one.
 //
-// An item is a group of lanes, some rows and some frames. Rows are read where they lie if the
-// arithmetic can take them as they are; else the frames that the frame being written needs are held
-// as a ring over T, packed by Reader, and each is read from memory once.
+// An item is a group of lanes, some rows and some frames. Rows are read where they lie if whole
+// vectors of lanes lie there; else the frames that the frame being written needs are held as a ring
+// over T, packed by Reader, and each is read from memory once.
 #include "depthwise_conv3d.h"
+
+#include <type_traits>
 
 #include "../workspace.h"
 #include "depthwise_conv3d_epilogue.h"
@@ -12,6 +14,7 @@
 #include "depthwise_conv3d_plan.h"
 #include "depthwise_conv3d_prefetch.h"
 #include "depthwise_conv3d_row.h"
+#include "vmf/isa.h"
 
 namespace vmf {
 namespace VMF_ISA {
@@ -20,9 +23,32 @@ namespace {
 // Whether columns lie so far apart that they share few sets of the first-level cache, which holds
 // 4 KiB in each way, and are too many for those.
 bool columns_collide(const Shape& s) {
-  const int64_t column_bytes = s.channels * (s.dtype == DType::f64 ? 8 : 4);
+  const int64_t column_bytes = s.channels * storage_bytes(s.dtype);
   return column_bytes % 1024 == 0 && s.input[2] > 8 && s.kernel[1] * s.kernel[2] > 1;
 }
+
+// Which taps along T of frame `t` are not padding, and the first frame that they read. Frames with
+// the same taps read frames that are as far apart.
+struct FrameTaps {
+  FrameTaps() = default;
+  FrameTaps(const Axis& axis, int64_t t) {
+    for (int64_t k = 0; k < axis.kernel; ++k) {
+      const int64_t from = axis.source(t, k);
+      if (from < 0) continue;
+      if (count++ == 0) {
+        begin = k;
+        first = from;
+      }
+      last = k;
+    }
+  }
+
+  bool same(const FrameTaps& other) const {
+    return begin == other.begin && last == other.last && count == other.count;
+  }
+
+  int64_t begin = -1, last = -1, count = 0, first = 0;
+};
 
 struct GatherPlan {
   GatherPlan(const Shape& s, bool transposed)
@@ -34,12 +60,12 @@ struct GatherPlan {
         repeat(transposed ? s.multiplier : 1),
         share(transposed ? 1 : s.multiplier),
         along_t(s.kernel[1] * s.kernel[2] == 1),
-        in_place(s.channels_last && s.multiplier == 1 &&
-                 (s.dtype == DType::f32 || s.dtype == DType::f64) &&
-                 channels >= VMF_VECTOR_BYTES / (s.dtype == DType::f64 ? 8 : 4) &&
+        in_place(s.channels_last && s.multiplier == 1 && (kWidens || storage_bytes(s.dtype) > 2) &&
+                 channels >= VMF_VECTOR_BYTES / arithmetic_bytes(s.dtype) &&
                  columns.readable_in_place(w) && !columns_collide(s)),
-        fetch_ahead(prefetch_pays(activation_bytes(s)) && !(in_place && along_t)) {
-    const int64_t column_bytes = kBlock * (s.dtype == DType::f64 ? 8 : 4);
+        fetch_ahead(activation_bytes(s) >= prefetch_pays_from() && !(in_place && along_t)) {
+    const int64_t element = in_place ? storage_bytes(s.dtype) : arithmetic_bytes(s.dtype);
+    const int64_t column_bytes = kBlock * element;
     split = Split(w.to > 0 ? s.batch : 0, channels, s.channels_last, t, h,
                   repeat * t.span(1) * columns.width * column_bytes, work(s), in_place);
   }
@@ -55,7 +81,8 @@ struct GatherPlan {
   Split split;
 };
 
-template <typename T>
+// Of tensors of T and rows of Held: T where they lie, or packed ones of the arithmetic type.
+template <typename T, typename Held>
 class Gatherer {
  public:
   using Real = Arithmetic<T>;
@@ -100,7 +127,7 @@ class Gatherer {
     residual_buffer_ = buffer_ + (buffers - 1) * buffer;
     for (int64_t p = 0; p < plan.columns.phases; ++p) {
       const Phase& phase = plan.columns.phase[p];
-      kernels_[p] = RowKernels<Real>(phase.chunk, phase.advance, phase.count);
+      kernels_[p] = RowKernels<Held>(phase.chunk, phase.advance, phase.count);
       tiles_ += kernels_[p].tiles;
     }
   }
@@ -152,15 +179,11 @@ class Gatherer {
       if (plan_.in_place) first = smaller(first, range.end - kCount);
       const Lanes<Real> lanes(first, range.end, plan_.channels);
       writers_[i].attach(to_, to_strides_, shape_.channels_last, lanes);
-      epilogue_.attach(i, lanes, static_cast<int>(range.begin + i * kCount - first));
+      const int64_t again = stores_directly() ? range.begin + i * kCount - first : 0;
+      epilogue_.attach(i, lanes, static_cast<int>(again));
       Real* const bias = parts_ + (i + 1) * part_size_ - kCount;
       Real* const weight = bias - plan_.repeat * weights_size_;
-      vectors_[i] = {parts_ + i * part_size_, weight, bias, buffer_};
-      if constexpr (sizeof(T) == sizeof(Real)) {
-        if (plan_.in_place) {
-          vectors_[i].from = from_ + lanes.sample[0] * from_strides_.n + lanes.channel[0];
-        }
-      }
+      vectors_[i] = {rows_of(i, lanes), weight, bias, nullptr};
       for (int64_t r = 0; r < plan_.repeat; ++r) {
         read_weights(weight_, shape_, plan_.columns, lanes, plan_.repeat, r,
                      weight + r * weights_size_);
@@ -172,6 +195,21 @@ class Gatherer {
       }
       gather_rows(biases, 1, [&](int64_t) { return bias; });
     }
+  }
+
+  // The rows of vector `i`.
+  const Held* rows_of(int64_t i, const Lanes<Real>& lanes) const {
+    if constexpr (std::is_same_v<Held, T>) {
+      if (plan_.in_place) return from_ + lanes.sample[0] * from_strides_.n + lanes.channel[0];
+    }
+    if constexpr (std::is_same_v<Held, Real>) return parts_ + i * part_size_;
+    __builtin_unreachable();
+  }
+
+  // Whether results are stored into the tensor as they are computed, where whole vectors of lanes
+  // lie there: else an epilogue or the conversion comes between.
+  bool stores_directly() const {
+    return sizeof(T) == sizeof(Real) || (std::is_same_v<Held, T> && !epilogue_.any());
   }
 
   Item item_at(int64_t index) const {
@@ -197,16 +235,27 @@ class Gatherer {
   }
 
   void write(int64_t t, Range h, Range held) {
-    list_taps(t, h, held);
+    const FrameTaps taps(plan_.t, t);
+    frame_ = plan_.in_place ? taps.first * from_strides_.t : 0;
+    if (!plan_.in_place ||
+        !(taps.same(listed_) && h.begin == listed_h_.begin && h.end == listed_h_.end)) {
+      listed_ = taps;
+      listed_h_ = h;
+      list_taps(t, h, held);
+    }
     for (int64_t i = 0; i < count_;) {
       const int64_t begin = i;
-      while (i < count_ && (vectors_[i].to = writers_[i].direct(t, h.begin)) != nullptr) ++i;
+      if (stores_directly()) {
+        while (i < count_ && (vectors_[i].to = reinterpret_cast<char*>(
+                                  writers_[i].direct(t, h.begin))) != nullptr)
+          ++i;
+      }
       if (i > begin) {
-        convolve(begin, i, h.size(), to_strides_.w, to_strides_.h);
+        convolve(begin, i, h.size(), to_strides_.w, to_strides_.h, false);
         epilogue_.finish_in_place(begin, i, &vectors_[0], h.size());
       } else {
-        vectors_[i].to = buffer_;
-        convolve(i, i + 1, h.size(), kCount, plan_.w.to * kCount);
+        vectors_[i].to = reinterpret_cast<char*>(buffer_);
+        convolve(i, i + 1, h.size(), kCount, plan_.w.to * kCount, true);
         epilogue_.finish_buffer(i, buffer_, residual_buffer_, t, h);
         writers_[i].write(buffer_, t, h.begin, h.size() * plan_.w.to);
         ++i;
@@ -214,10 +263,11 @@ class Gatherer {
     }
   }
 
-  void convolve(int64_t begin, int64_t end, int64_t rows, int64_t step, int64_t row_step) {
+  void convolve(int64_t begin, int64_t end, int64_t rows, int64_t step, int64_t row_step,
+                bool wide) {
     for (int64_t p = 0; p < plan_.columns.phases; ++p) {
       const Phase& phase = plan_.columns.phase[p];
-      Rows<Real> job;
+      Rows<Held> job;
       job.vector = &vectors_[begin];
       job.vectors = end - begin;
       // In a tensor, rows and vectors that share cache lines take turns at a few columns; packed
@@ -227,6 +277,7 @@ class Gatherer {
       job.row = &rows_[p * plan_.split.h_size()];
       job.rows = rows;
       job.taps = &taps_[0];
+      job.frame = frame_;
       job.groups = plan_.repeat;
       job.width = plan_.in_place ? plan_.w.from : plan_.columns.width;
       job.column = plan_.in_place ? from_strides_.w : kCount;
@@ -235,6 +286,7 @@ class Gatherer {
       job.first = phase.first * step;
       job.step = phase.step * step;
       job.row_step = row_step;
+      job.wide = wide;
       job.next_from = &next_from_;
       job.next_to = &next_to_;
       if (plan_.in_place && plan_.along_t) {
@@ -269,7 +321,7 @@ class Gatherer {
         const int64_t from_h = plan_.h.source(h, kh);
         if (from_h < 0) continue;
         const int64_t row = plan_.in_place
-                                ? from_t * from_strides_.t + from_h * from_strides_.h
+                                ? from_t * from_strides_.t - frame_ + from_h * from_strides_.h
                                 : frame(repeat, from_t) + (from_h - held.begin) * row_size_;
         const int64_t left = plan_.in_place ? 0 : columns.left;
         const int64_t first = (kt * shape_.kernel[1] + kh) * columns.taps;
@@ -291,13 +343,16 @@ class Gatherer {
   int64_t weights_size_, part_size_;
   int64_t first_lane_ = -1, count_ = 0;  // the lanes at hand, and in how many vectors
   Reader<T> reader_;
-  Array<RowVector<Real>> vectors_;
+  Array<RowVector<Held>> vectors_;
   Array<Writer<T>> writers_;
   Epilogue<T> epilogue_;
-  Array<RowKernels<Real>> kernels_;  // [phase]
+  Array<RowKernels<Held>> kernels_;  // [phase]
   int64_t tiles_ = 0;                // of two vectors in a row
   Array<RowTaps> rows_;              // [phase][row]
   Array<RowTap> taps_;
+  FrameTaps listed_;
+  Range listed_h_ = {-1, -1};
+  int64_t frame_ = 0;
   Prefetcher next_from_, next_to_;
   Real* parts_;   // part_size_ for each vector
   Real* buffer_;  // rows written before they go to the tensor, where they cannot go there directly
@@ -314,9 +369,16 @@ void run(const Shape& shape, bool transposed, const void* from, const void* weig
   const GatherPlan plan(shape, transposed);
   with_storage(shape.dtype, [&](auto storage) {
     using T = decltype(storage);
-    Gatherer<T> gatherer(shape, plan, static_cast<const T*>(from), static_cast<const T*>(weight),
-                         epilogue, static_cast<T*>(to));
-    for (int64_t item = begin; item < end; ++item) gatherer.run(item, item + 1 == end);
+    const auto run = [&](auto held) {
+      Gatherer<T, decltype(held)> gatherer(shape, plan, static_cast<const T*>(from),
+                                           static_cast<const T*>(weight), epilogue,
+                                           static_cast<T*>(to));
+      for (int64_t item = begin; item < end; ++item) gatherer.run(item, item + 1 == end);
+    };
+    if constexpr (kWidens || sizeof(T) > 2) {
+      if (plan.in_place) return run(T());
+    }
+    run(Arithmetic<T>());
   });
 }
 

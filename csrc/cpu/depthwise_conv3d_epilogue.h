@@ -75,6 +75,7 @@ class Epilogue {
         reader_(residual_, strides, channels_last, columns, 0, columns, 1),
         vectors_(any_ ? vectors : 0) {}
 
+  bool any() const { return any_; }
   bool needs_buffer() const { return residual_ != nullptr; }
 
   // Vector `i` of the group at hand has these lanes, of which an earlier one writes the first
@@ -99,12 +100,13 @@ class Epilogue {
   }
 
   // Rows that vectors `begin` to `end` have just written into the tensor.
-  void finish_in_place(int64_t begin, int64_t end, const RowVector<Real>* vectors, int64_t rows) {
+  template <typename Held>
+  void finish_in_place(int64_t begin, int64_t end, const RowVector<Held>* vectors, int64_t rows) {
     if (!any_) return;
     if constexpr (sizeof(T) == sizeof(Real)) {
       for (int64_t i = begin; i < end; ++i) {
         Vector& v = vectors_[i];
-        v.to = vectors[i].to + v.skip;
+        v.to = reinterpret_cast<T*>(vectors[i].to) + v.skip;
         v.residual = residual_ == nullptr ? nullptr : residual_ + (v.to - to_);
       }
       finish(begin, end, rows, strides_.h, strides_.w);

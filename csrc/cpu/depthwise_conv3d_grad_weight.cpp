@@ -12,6 +12,7 @@
 #include "depthwise_conv3d_plan.h"
 #include "depthwise_conv3d_prefetch.h"
 #include "depthwise_conv3d_sums.h"
+#include "vmf/isa.h"
 
 namespace vmf {
 namespace VMF_ISA {
@@ -30,7 +31,8 @@ struct SumsPlan {
         split(w.to > 0 ? s.batch : 0, channels, s.channels_last, t, h,
               (t.span(1) * columns.width + tile.tiles * tile.columns) * kBlock *
                   (s.dtype == DType::f64 ? 8 : 4),
-              work(s), false, true) {}
+              work(s), false, true),
+        fetch_ahead(activation_bytes(s) >= prefetch_pays_from()) {}
 
   Axis t, h, w;
   Columns plain;  // as the row is
@@ -38,6 +40,7 @@ struct SumsPlan {
   Columns columns;  // with the gradient's row filled up to whole tiles
   int64_t channels;
   Split split;
+  bool fetch_ahead;  // the next frames are asked for while these are summed
 };
 
 template <typename Real>
@@ -141,7 +144,7 @@ class Summer {
   void prefetch(int64_t t, const Item& item, Range held, int64_t calls) {
     next_grad_.stop();
     next_input_.stop();
-    if (t + 1 >= item.t.end) return;
+    if (!plan_.fetch_ahead || t + 1 >= item.t.end) return;
     const int64_t now = plan_.t.sources({t, t + 1}).end, then = plan_.t.sources({t + 1, t + 2}).end;
     next_grad_.start(t + 1, item.h, calls);
     if (then > now) next_input_.start(then - 1, held, calls);

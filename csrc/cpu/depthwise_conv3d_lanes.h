@@ -239,13 +239,9 @@ class Writer {
   }
 
   // Where the kernels may store whole vectors of a row themselves, strides.w apart; or null.
-  Real* direct(int64_t t, int64_t h) const {
-    if constexpr (sizeof(T) == sizeof(Real)) {
-      if (channels_last_ && runs_ == 1 && lanes_ == kCount) {
-        return rows_[0] + t * strides_.t + h * strides_.h;
-      }
-    }
-    return nullptr;
+  T* direct(int64_t t, int64_t h) const {
+    const bool whole = channels_last_ && runs_ == 1 && lanes_ == kCount;
+    return whole ? rows_[0] + t * strides_.t + h * strides_.h : nullptr;
   }
 
   // `columns` columns, which may be whole rows, from row `h` on. A vector may be read behind them.

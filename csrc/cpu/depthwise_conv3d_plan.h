@@ -24,10 +24,14 @@ constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
 inline int64_t volume(const int64_t size[3]) { return size[0] * size[1] * size[2]; }
 
+// Of an element in memory, and where it is computed with.
+inline int64_t storage_bytes(DType t) { return t == DType::f64 ? 8 : t == DType::f32 ? 4 : 2; }
+inline int64_t arithmetic_bytes(DType t) { return t == DType::f64 ? 8 : 4; }
+
 // Of input and output together.
 inline int64_t activation_bytes(const Shape& s) {
-  const int64_t element = s.dtype == DType::f64 ? 8 : s.dtype == DType::f32 ? 4 : 2;
-  return s.batch * s.channels * (volume(s.input) + s.multiplier * volume(s.output)) * element;
+  return s.batch * s.channels * (volume(s.input) + s.multiplier * volume(s.output)) *
+         storage_bytes(s.dtype);
 }
 
 // What a pass takes, in multiply-adds: to read and write an element costs as much as a dozen.

@@ -9,18 +9,10 @@
 
 #include "depthwise_conv3d_plan.h"
 #include "vec.h"
-#include "vmf/isa.h"
 
 namespace vmf {
 namespace VMF_ISA {
 namespace {
-
-// Whether asking pays in a call that reads and writes `bytes`. Where it does not, it costs a tenth
-// of the time.
-inline bool prefetch_pays(int64_t bytes) {
-  constexpr int64_t kFromMemory = int64_t{32} << 20;
-  return bytes >= kFromMemory || !fetches_by_itself();
-}
 
 class Prefetcher {
  public:

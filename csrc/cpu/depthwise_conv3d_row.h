@@ -4,7 +4,7 @@
 // they are is a list made by the caller, so the kernel knows neither T nor H nor dilation: it keeps
 // a tile of R results of V vectors in registers and runs down the list. Rows are read where they
 // lie, in a tensor or packed: columns that are padding are left out, and only the few that a run of
-// taps may meet at either end of a row are looked at.
+// taps may meet at either end of a row are looked at. 16-bit rows are widened as they are read.
 #pragma once
 
 #include "depthwise_conv3d_plan.h"
@@ -16,7 +16,7 @@ namespace VMF_ISA {
 namespace {
 
 struct RowTap {
-  int64_t row;     // where the row read begins
+  int64_t row;     // where the row read begins, in Rows::frame
   int64_t column;  // under the first tap of the first result
   int64_t weight;  // the first tap of the run, in the weights
 };
@@ -27,38 +27,58 @@ struct RowTaps {
   int64_t count;  // for each group
 };
 
-// One vector of lanes; what is said of rows and weights counts from here.
-template <typename Real>
+// One vector of lanes; what is said of rows and weights counts from here. `to` is of T, or of the
+// arithmetic type where results are `wide`.
+template <typename T>
 struct RowVector {
-  const Real *from, *weight, *bias;
-  Real* to;
+  const T* from;
+  const Arithmetic<T>*weight, *bias;
+  char* to;
 };
 
-// What the kernel does: distances are in elements. Each result is the bias plus `groups` sums;
-// shorter chains lose fewer digits.
-template <typename Real>
+// What the kernel does, with rows of T: distances are in elements. Each result is the bias plus
+// `groups` sums, more than one of `wide` ones only; shorter chains lose fewer digits.
+template <typename T>
 struct Rows {
-  const RowVector<Real>* vector;
+  const RowVector<T>* vector;
   int64_t vectors, vectors_together;  // so many take turns at a tile of columns
   const RowTaps* row;
   int64_t rows, rows_together;  // the same
   const RowTap* taps;
+  int64_t frame;  // where the frame begins from which the rows of taps count
   int64_t groups;
   int64_t width, column;          // columns of a row read, and from one to the next
   int64_t advance;                // columns read, from one result to the next
   int64_t columns;                // results in a row
   int64_t first, step, row_step;  // the first result, from one to the next, and from row to row
+  bool wide;                      // results are stored as they were computed
   Prefetcher *next_from, *next_to;
 };
 
-template <typename Real>
-using RowKernel = void (*)(const Rows<Real>& rows);
+template <typename T>
+using RowKernel = void (*)(const Rows<T>& rows);
+
+// In bytes.
+template <typename T>
+inline int64_t result_size(const Rows<T>& rows) {
+  return static_cast<int64_t>(rows.wide ? sizeof(Arithmetic<T>) : sizeof(T));
+}
+
+// Stores a result of rows of T.
+template <typename T>
+inline void store_result(char* to, bool wide, Vec<Arithmetic<T>> result) {
+  using Real = Arithmetic<T>;
+  if (sizeof(T) == sizeof(Real) || wide) return store(reinterpret_cast<Real*>(to), result);
+  store(reinterpret_cast<T*>(to), result);
+}
 
 // Results `at`, ..., at + R - 1 of one row.
-template <typename Real, int Taps, int Advance, int V, int R>
-__attribute__((always_inline)) inline void convolve_tile(const Rows<Real>& rows,
-                                                         const RowVector<Real>* vector, int64_t row,
+template <typename T, int Taps, int Advance, int V, int R>
+__attribute__((always_inline)) inline void convolve_tile(const Rows<T>& rows,
+                                                         const RowVector<T>* vector, int64_t row,
                                                          int64_t at) {
+  using Real = Arithmetic<T>;
+  constexpr bool kGroups = sizeof(T) == sizeof(Real);
   constexpr int lanes = kLanes<Real>;
   constexpr int kStep = Advance == 0 ? 1 : Advance;  // in columns loaded
   constexpr int kColumns = (R - 1) * kStep + Taps;
@@ -69,18 +89,23 @@ __attribute__((always_inline)) inline void convolve_tile(const Rows<Real>& rows,
   const int64_t distance = rows.column * (Advance == 0 ? advance : 1);
   int64_t ahead[kAhead] = {0, distance, 2 * distance, 3 * distance};
   for (int i = 1; i < kAhead; ++i) pin_offset(ahead[i]);
-  const int64_t step = rows.step;
+  const int64_t size = result_size(rows), step = rows.step * size;
   const int64_t count = rows.row[row].count;
   const RowTap* tap = rows.taps + rows.row[row].begin;
   for (int64_t group = 0; group < rows.groups; ++group) {
-    Vec<Real> sum[V][R] = {};
+    Vec<Real> sum[V][R];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) sum[v][r] = Vec<Real>{};
+    }
     for (int64_t i = 0; i < count; ++i, ++tap) {
       const int64_t left = tap->column + at * advance, right = rows.width - left;
-      const Real* from[V];
+      const T* from[V];
       Vec<Real> weight[V][Taps];
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) {
-        from[v] = vector[v].from + tap->row + left * rows.column;
+        from[v] = vector[v].from + rows.frame + tap->row + left * rows.column;
 #pragma GCC unroll 8
         for (int k = 0; k < Taps; ++k) {
           weight[v][k] = load(vector[v].weight + tap->weight + k * lanes);
@@ -112,19 +137,21 @@ __attribute__((always_inline)) inline void convolve_tile(const Rows<Real>& rows,
     }
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) {
-      Real* to = vector[v].to + rows.first + row * rows.row_step + at * step;
+      char* to = vector[v].to + (rows.first + row * rows.row_step + at * rows.step) * size;
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r, to += step) {
         pin_address(to);
-        store(to, load(group == 0 ? vector[v].bias : to) + sum[v][r]);
+        const bool add = kGroups && group > 0;
+        const Real* before = add ? reinterpret_cast<const Real*>(to) : vector[v].bias;
+        store_result<T>(to, rows.wide, load(before) + sum[v][r]);
       }
     }
   }
 }
 
 // Advance is rows.advance, or 0 for any; V divides rows.vectors, and a row has at least R results.
-template <typename Real, int Taps, int Advance, int V, int R>
-void convolve_rows(const Rows<Real>& rows) {
+template <typename T, int Taps, int Advance, int V, int R>
+void convolve_rows(const Rows<T>& rows) {
   const int64_t vectors = larger(V, rows.vectors_together);
   for (int64_t begin = 0; begin < rows.vectors; begin += vectors) {
     for (int64_t first = 0; first < rows.rows; first += rows.rows_together) {
@@ -133,7 +160,7 @@ void convolve_rows(const Rows<Real>& rows) {
           for (int64_t i = begin; i < smaller(begin + vectors, rows.vectors); i += V) {
             rows.next_from->advance();
             rows.next_to->advance();
-            convolve_tile<Real, Taps, Advance, V, R>(rows, rows.vector + i, row, at);
+            convolve_tile<T, Taps, Advance, V, R>(rows, rows.vector + i, row, at);
           }
         }
         if (at + R >= rows.columns) break;
@@ -146,34 +173,35 @@ void convolve_rows(const Rows<Real>& rows) {
 
 // A row of results of all vectors; `sum_of(vector, from)` adds what its taps read, `from` elements
 // into their rows.
-template <typename Real, typename Sum>
-__attribute__((always_inline)) inline void write_row(const Rows<Real>& rows, int64_t row,
+template <typename T, typename Sum>
+__attribute__((always_inline)) inline void write_row(const Rows<T>& rows, int64_t row,
                                                      const Sum& sum_of) {
+  const int64_t size = result_size(rows);
   for (int64_t at = 0; at < rows.columns; ++at) {
-    const int64_t from = at * rows.advance * rows.column;
+    const int64_t from = rows.frame + at * rows.advance * rows.column;
     const int64_t to = rows.first + row * rows.row_step + at * rows.step;
     for (int64_t i = 0; i < rows.vectors; ++i) {
-      const RowVector<Real>& vector = rows.vector[i];
-      store(vector.to + to, load(vector.bias) + sum_of(vector, from));
+      const RowVector<T>& vector = rows.vector[i];
+      store_result<T>(vector.to + to * size, rows.wide, load(vector.bias) + sum_of(vector, from));
     }
   }
 }
 
 // A row with one tap in each row read: unrolled for at most K of them.
-template <typename Real, int K = 5>
-void convolve_row_along_t(const Rows<Real>& rows, int64_t row) {
+template <typename T, int K = 5>
+void convolve_row_along_t(const Rows<T>& rows, int64_t row) {
   const int64_t count = rows.row[row].count;
   const RowTap* const taps = rows.taps + rows.row[row].begin;
   if constexpr (K > 0) {
-    if (count < K) return convolve_row_along_t<Real, K - 1>(rows, row);
+    if (count < K) return convolve_row_along_t<T, K - 1>(rows, row);
     if (count == K) {
       int64_t tap_row[K], tap_weight[K];
       for (int k = 0; k < K; ++k) {
         tap_row[k] = taps[k].row + taps[k].column * rows.column;
         tap_weight[k] = taps[k].weight;
       }
-      return write_row(rows, row, [&](const RowVector<Real>& vector, int64_t from) {
-        Vec<Real> sum = {};
+      return write_row(rows, row, [&](const RowVector<T>& vector, int64_t from) {
+        Vec<Arithmetic<T>> sum = {};
 #pragma GCC unroll 8
         for (int k = 0; k < K; ++k) {
           sum =
@@ -183,10 +211,10 @@ void convolve_row_along_t(const Rows<Real>& rows, int64_t row) {
       });
     }
   }
-  write_row(rows, row, [&](const RowVector<Real>& vector, int64_t from) {
-    Vec<Real> sum = {};
+  write_row(rows, row, [&](const RowVector<T>& vector, int64_t from) {
+    Vec<Arithmetic<T>> sum = {};
     for (int64_t k = 0; k < count; ++k) {
-      const Real* read = vector.from + from + taps[k].row + taps[k].column * rows.column;
+      const T* read = vector.from + from + taps[k].row + taps[k].column * rows.column;
       sum = fma(load(read), load(vector.weight + taps[k].weight), sum);
     }
     return sum;
@@ -195,8 +223,8 @@ void convolve_row_along_t(const Rows<Real>& rows, int64_t row) {
 
 // Rows of a kernel that goes along T alone, read in place: columns share nothing, so memory is
 // walked in its own order, in which the processor sees what comes next.
-template <typename Real>
-void convolve_along_t(const Rows<Real>& rows) {
+template <typename T>
+void convolve_along_t(const Rows<T>& rows) {
   for (int64_t row = 0; row < rows.rows; ++row) convolve_row_along_t(rows, row);
 }
 
@@ -221,53 +249,53 @@ struct RowTile {
   int64_t cost = INT64_MAX;  // of a vector, in half multiply-adds for each tap
 };
 
-template <typename Real, int Taps, int Advance, int V, int R = static_cast<int>(max_tile(Taps, V))>
-RowKernel<Real> find_tile(int64_t results) {
+template <typename T, int Taps, int Advance, int V, int R = static_cast<int>(max_tile(Taps, V))>
+RowKernel<T> find_tile(int64_t results) {
   if constexpr (R > 0) {
-    return results == R ? convolve_rows<Real, Taps, Advance, V, R>
-                        : find_tile<Real, Taps, Advance, V, R - 1>(results);
+    return results == R ? convolve_rows<T, Taps, Advance, V, R>
+                        : find_tile<T, Taps, Advance, V, R - 1>(results);
   } else {
     return nullptr;
   }
 }
 
 // The kernel that takes `taps` taps and V vectors at once.
-template <typename Real, int V>
-RowKernel<Real> find_row_kernel(int taps, int64_t advance, const RowTile& tile) {
+template <typename T, int V>
+RowKernel<T> find_row_kernel(int taps, int64_t advance, const RowTile& tile) {
   switch (advance == 2 ? 10 + taps : taps) {
     case 2:
-      return find_tile<Real, 2, 1, V>(tile.results);
+      return find_tile<T, 2, 1, V>(tile.results);
     case 3:
-      return find_tile<Real, 3, 1, V>(tile.results);
+      return find_tile<T, 3, 1, V>(tile.results);
     case 4:
-      return find_tile<Real, 4, 1, V>(tile.results);
+      return find_tile<T, 4, 1, V>(tile.results);
     case 5:
-      return find_tile<Real, 5, 1, V>(tile.results);
+      return find_tile<T, 5, 1, V>(tile.results);
     case 7:
-      return find_tile<Real, 7, 1, V>(tile.results);
+      return find_tile<T, 7, 1, V>(tile.results);
     case 13:
-      return find_tile<Real, 3, 2, V>(tile.results);
+      return find_tile<T, 3, 2, V>(tile.results);
     case 15:
-      return find_tile<Real, 5, 2, V>(tile.results);
+      return find_tile<T, 5, 2, V>(tile.results);
     case 17:
-      return find_tile<Real, 7, 2, V>(tile.results);
+      return find_tile<T, 7, 2, V>(tile.results);
     default:
-      return find_tile<Real, 1, 0, V>(tile.results);
+      return find_tile<T, 1, 0, V>(tile.results);
   }
 }
 
 // How the rows of one phase are convolved: vectors by twos where that is faster.
-template <typename Real>
+template <typename T>
 struct RowKernels {
   RowKernels() = default;
   RowKernels(int taps, int64_t advance, int64_t columns) {
     const RowTile single(columns, taps, 1), pair(columns, taps, 2);
-    one = find_row_kernel<Real, 1>(taps, advance, single);
-    if (pair.cost < single.cost) two = find_row_kernel<Real, 2>(taps, advance, pair);
+    one = find_row_kernel<T, 1>(taps, advance, single);
+    if (pair.cost < single.cost) two = find_row_kernel<T, 2>(taps, advance, pair);
     tiles = two == nullptr ? 2 * single.tiles : pair.tiles;
   }
 
-  void run(Rows<Real> rows) const {
+  void run(Rows<T> rows) const {
     const int64_t vectors = rows.vectors;
     if (two != nullptr && vectors > 1) {
       rows.vectors = vectors / 2 * 2;
@@ -278,7 +306,7 @@ struct RowKernels {
     if (rows.vectors > 0) one(rows);
   }
 
-  RowKernel<Real> one = nullptr, two = nullptr;
+  RowKernel<T> one = nullptr, two = nullptr;
   int64_t tiles = 0;  // of two vectors, about
 };
 

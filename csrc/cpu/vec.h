@@ -32,6 +32,9 @@ constexpr int kRegisters = 32;
 constexpr int kRegisters = 16;
 #endif
 
+// Whether the instruction set widens 16-bit numbers: rows of them need not be packed then.
+constexpr bool kWidens = VMF_VECTOR_BYTES > 16;
+
 template <typename Real>
 struct VecTypes;
 
@@ -197,10 +200,31 @@ inline Vec<double> load(const double* p) {
   return v;
 }
 
+// Of x86, whose one instruction GCC 12 does not find for __builtin_convertvector.
+inline FloatBits widen_bits(const HalfBits& half) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<FloatBits>(
+      _mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(half)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<FloatBits>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(half)));
+#else
+  return __builtin_convertvector(half, FloatBits);
+#endif
+}
+
+inline HalfBits narrow_bits(const FloatBits& bits) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<HalfBits>(
+      _mm512_maskz_cvtepi32_epi16(0xffff, reinterpret_cast<__m512i>(bits)));
+#else
+  return __builtin_convertvector(bits, HalfBits);
+#endif
+}
+
 inline Vec<float> load(const BFloat16* p) {
   HalfBits half;
   std::memcpy(&half, p, sizeof half);
-  return reinterpret_cast<Vec<float>>(__builtin_convertvector(half, FloatBits) << 16);
+  return reinterpret_cast<Vec<float>>(widen_bits(half) << 16);
 }
 
 inline Vec<float> load(const Float16* p) {
@@ -224,7 +248,7 @@ inline void store(BFloat16* p, Vec<float> v) {
   const FloatBits bits = reinterpret_cast<FloatBits>(v);
   const FloatBits nearest_even = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const FloatBits nan = FloatBits{} + 0x7fc0u;
-  const HalfBits half = __builtin_convertvector(v == v ? nearest_even : nan, HalfBits);
+  const HalfBits half = narrow_bits(v == v ? nearest_even : nan);
   std::memcpy(p, &half, sizeof half);
 }
 

@@ -2,6 +2,7 @@
 // of built_isas(); the best one that this CPU has is chosen at the first call.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -24,8 +25,9 @@ void set_isa(const std::string& name);
 // order.
 int current_isa_index();
 
-// Whether this CPU finds by itself what a kernel will read next, so that asking for it costs more
-// than it saves unless it comes from memory. Measured: Intel's do, AMD's Zen 4 gains from asking.
-bool fetches_by_itself();
+// The bytes that a call reads and writes from which on asking for memory ahead of its use pays.
+// CPUs that find by themselves what comes next lose by it what lies in their caches. Measured on
+// AMD's Zen 4 (0: it always pays), on Zen 5 and on Intel's.
+int64_t prefetch_pays_from();
 
 }  // namespace vmf
