@@ -20,36 +20,6 @@ namespace vmf {
 namespace VMF_ISA {
 namespace {
 
-// Whether columns lie so far apart that they share few sets of the first-level cache, which holds
-// 4 KiB in each way, and are too many for those.
-bool columns_collide(const Shape& s) {
-  const int64_t column_bytes = s.channels * storage_bytes(s.dtype);
-  return column_bytes % 1024 == 0 && s.input[2] > 8 && s.kernel[1] * s.kernel[2] > 1;
-}
-
-// Which taps along T of frame `t` are not padding, and the first frame that they read. Frames with
-// the same taps read frames that are as far apart.
-struct FrameTaps {
-  FrameTaps() = default;
-  FrameTaps(const Axis& axis, int64_t t) {
-    for (int64_t k = 0; k < axis.kernel; ++k) {
-      const int64_t from = axis.source(t, k);
-      if (from < 0) continue;
-      if (count++ == 0) {
-        begin = k;
-        first = from;
-      }
-      last = k;
-    }
-  }
-
-  bool same(const FrameTaps& other) const {
-    return begin == other.begin && last == other.last && count == other.count;
-  }
-
-  int64_t begin = -1, last = -1, count = 0, first = 0;
-};
-
 struct GatherPlan {
   GatherPlan(const Shape& s, bool transposed)
       : t(make_axis(s, 0, transposed)),
@@ -60,9 +30,7 @@ struct GatherPlan {
         repeat(transposed ? s.multiplier : 1),
         share(transposed ? 1 : s.multiplier),
         along_t(s.kernel[1] * s.kernel[2] == 1),
-        in_place(s.channels_last && s.multiplier == 1 && (kWidens || storage_bytes(s.dtype) > 2) &&
-                 channels >= VMF_VECTOR_BYTES / arithmetic_bytes(s.dtype) &&
-                 columns.readable_in_place(w) && !columns_collide(s)),
+        in_place(readable_in_place(s, w, columns)),
         fetch_ahead(activation_bytes(s) >= prefetch_pays_from() && !(in_place && along_t)) {
     const int64_t element = in_place ? storage_bytes(s.dtype) : arithmetic_bytes(s.dtype);
     const int64_t column_bytes = kBlock * element;
@@ -237,8 +205,7 @@ class Gatherer {
   void write(int64_t t, Range h, Range held) {
     const FrameTaps taps(plan_.t, t);
     frame_ = plan_.in_place ? taps.first * from_strides_.t : 0;
-    if (!plan_.in_place ||
-        !(taps.same(listed_) && h.begin == listed_h_.begin && h.end == listed_h_.end)) {
+    if (!plan_.in_place || !(taps.same(listed_) && h == listed_h_)) {
       listed_ = taps;
       listed_h_ = h;
       list_taps(t, h, held);

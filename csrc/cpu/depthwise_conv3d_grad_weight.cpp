@@ -1,11 +1,16 @@
 // Depthwise convolution, gradients of weight and bias, in one pass over both tensors.
 //
-// An item sums over some rows and frames of some samples for a block of lanes, and writes its sums
+// An item sums over some rows and frames of some samples for a group of lanes, and writes its sums
 // to its own place in the scratch; `finish` adds the items up in the order of their numbers. Which
 // items there are follows from the shape alone, so neither threads nor their order change a bit.
 //
 // Sums are short: registers hold those of a few rows, these are added up over a frame, frames over
 // an item, and `finish` adds the items. A single chain over a million positions would lose digits.
+//
+// Rows are read where they lie if whole vectors of lanes lie there; else the frame of the gradient
+// and a ring of frames of the input are packed by Readers.
+#include <type_traits>
+
 #include "../workspace.h"
 #include "depthwise_conv3d.h"
 #include "depthwise_conv3d_lanes.h"
@@ -23,24 +28,32 @@ struct SumsPlan {
       : t(make_axis(s, 0, false)),
         h(make_axis(s, 1, false)),
         w(make_axis(s, 2, false)),
-        plain(w),
-        tile(choose_sum_tile(s.kernel[0] * s.kernel[1], w.to > 0 ? plain.phase[0].chunk : 1,
+        columns(w),
+        tile(choose_sum_tile(s.kernel[0] * s.kernel[1], w.to > 0 ? columns.phase[0].chunk : 1,
                              larger(w.to, 1))),
-        columns(w, tile.tiles * tile.columns - w.to),
         channels(s.channels * s.multiplier),
-        split(w.to > 0 ? s.batch : 0, channels, s.channels_last, t, h,
-              (t.span(1) * columns.width + tile.tiles * tile.columns) * kBlock *
-                  (s.dtype == DType::f64 ? 8 : 4),
-              work(s), false, true),
-        fetch_ahead(activation_bytes(s) >= prefetch_pays_from()) {}
+        in_place(readable_in_place(s, w, columns)),
+        fetch_ahead(activation_bytes(s) >= prefetch_pays_from()) {
+    const int64_t element = in_place ? storage_bytes(s.dtype) : arithmetic_bytes(s.dtype);
+    const int64_t row_bytes = (t.span(1) * columns.width + w.to) * kBlock * element;
+    split = Split(w.to > 0 ? s.batch : 0, channels, s.channels_last, t, h, row_bytes, work(s),
+                  in_place, true);
+  }
+
+  // The lanes of vector `i` of a group, `count` lanes wide. No vector reaches beyond the group if
+  // rows are read in place: the last one overlaps the one before.
+  int64_t first_lane(Range group, int64_t i, int64_t count) const {
+    const int64_t first = group.begin + i * count;
+    return in_place ? smaller(first, group.end - count) : first;
+  }
 
   Axis t, h, w;
-  Columns plain;  // as the row is
+  Columns columns;
   SumTile tile;
-  Columns columns;  // with the gradient's row filled up to whole tiles
   int64_t channels;
-  Split split;
+  bool in_place;     // rows are read where they lie
   bool fetch_ahead;  // the next frames are asked for while these are summed
+  Split split;
 };
 
 template <typename Real>
@@ -55,10 +68,11 @@ int64_t vector_sums(const Shape& s) {
 }
 
 int64_t item_sums(const Shape& s, const SumsPlan& plan) {
-  return (volume(s.kernel) + 1) * kBlock * plan.split.group_size();
+  return (volume(s.kernel) + 1) * plan.split.group_lanes();
 }
 
-template <typename T>
+// Of tensors of T and rows of Held: T where they lie, or packed ones of the arithmetic type.
+template <typename T, typename Held>
 class Summer {
  public:
   using Real = Arithmetic<T>;
@@ -66,92 +80,146 @@ class Summer {
   Summer(const Shape& shape, const SumsPlan& plan, const T* grad, const T* input, Real* scratch)
       : shape_(shape),
         plan_(plan),
+        grad_(grad),
+        input_(input),
         scratch_(scratch),
-        grad_columns_(plan.tile.tiles * plan.tile.columns),
-        grad_(
-            grad,
-            activation_strides(plan.channels, plan.t.to, plan.h.to, plan.w.to, shape.channels_last),
-            shape.channels_last, plan.w.to, 0, grad_columns_, plan.split.group_size() * kParts),
-        input_(input,
-               activation_strides(shape.channels, plan.t.from, plan.h.from, plan.w.from,
-                                  shape.channels_last),
-               shape.channels_last, plan.w.from, plan.columns.left, plan.columns.width,
-               plan.split.group_size() * kParts),
-        next_grad_(
-            false, grad,
-            activation_strides(plan.channels, plan.t.to, plan.h.to, plan.w.to, shape.channels_last),
-            shape.channels_last, plan.channels, plan.w.to, plan.split.group_size() * kBlock),
-        next_input_(false, input,
-                    activation_strides(shape.channels, plan.t.from, plan.h.from, plan.w.from,
-                                       shape.channels_last),
-                    shape.channels_last, shape.channels, plan.w.from,
-                    plan.split.group_size() * kBlock),
+        grad_strides_(activation_strides(plan.channels, plan.t.to, plan.h.to, plan.w.to,
+                                         shape.channels_last)),
+        input_strides_(activation_strides(shape.channels, plan.t.from, plan.h.from, plan.w.from,
+                                          shape.channels_last)),
+        grad_reader_(grad, grad_strides_, shape.channels_last, plan.w.to, 0, plan.w.to,
+                     plan.split.group_lanes() / kCount),
+        input_reader_(input, input_strides_, shape.channels_last, plan.w.from, plan.columns.left,
+                      plan.columns.width, plan.split.group_lanes() / kCount),
+        next_grad_(false, grad, grad_strides_, shape.channels_last, plan.channels, plan.w.to,
+                   plan.split.group_lanes()),
+        next_input_(false, input, input_strides_, shape.channels_last, shape.channels, plan.w.from,
+                    plan.split.group_lanes()),
         frames_(plan.t.span(1)),
         row_size_(plan.columns.width * kCount),
         frame_size_(plan.h.span(plan.split.h_size()) * row_size_),
-        zeros_(frames_ * frame_size_),
         inputs_(shape.kernel[0] * shape.kernel[1] * plan.split.h_size()),
-        any_(shape.kernel[0] * shape.kernel[1]) {
-    const int64_t count = plan.split.group_size() * kParts;
-    part_size_ = zeros_ + row_size_ + plan.split.h_size() * grad_columns_ * kCount;
+        any_(shape.kernel[0] * shape.kernel[1]),
+        kernel_(find_sum_kernel<Held>(plan.tile, plan.columns.phase[0].advance)) {
+    const int64_t count = plan.in_place ? 0 : plan.split.group_lanes() / kCount;
+    ring_size_ = frames_ * frame_size_;
+    part_size_ = ring_size_ + plan.split.h_size() * plan.w.to * kCount;
     const int64_t sums = vector_sums<Real>(shape);
-    ring_ = static_cast<Real*>(workspace((count * part_size_ + sums) * sizeof(Real)));
-    grads_ = ring_ + zeros_ + row_size_;
-    frame_sums_ = ring_ + count * part_size_;
-    for (int64_t i = 0; i < count; ++i) {
-      fill_zero(ring_ + i * part_size_ + zeros_, plan.columns.width);
-    }
+    parts_ = static_cast<Real*>(
+        workspace((count * part_size_ + sums) * static_cast<int64_t>(sizeof(Real))));
+    frame_sums_ = parts_ + count * part_size_;
   }
 
-  void run(int64_t index) {
+  // Item `index`, and if it is not `last`, the next one comes next.
+  void run(int64_t index, bool last) {
     Real* sums = scratch_ + index * item_sums(shape_, plan_);
     fill_zero(sums, item_sums(shape_, plan_) / kCount);
-    const Range bunches = plan_.split.bunches(index);
+    const Split& split = plan_.split;
+    const Range bunches = split.bunches(index);
     for (int64_t bunch = bunches.begin; bunch < bunches.end; ++bunch) {
-      add(plan_.split.item(index, bunch), sums);
+      Item next{};
+      if (bunch + 1 < bunches.end) {
+        next = split.item(index, bunch + 1);
+      } else if (!last) {
+        next = split.item(index + 1, split.bunches(index + 1).begin);
+      }
+      add(split.item(index, bunch), next, sums);
     }
   }
 
  private:
   static constexpr int kCount = kLanes<Real>;
-  static constexpr int kParts = static_cast<int>(kBlock) / kCount;
 
-  void add(const Item& item, Real* sums) {
-    grad_.attach(item.lanes, plan_.channels, 1, 1);
-    input_.attach(item.lanes, plan_.channels, 1, shape_.multiplier);
-    next_grad_.attach(item.lanes, 1, 1);
-    next_input_.attach(item.lanes, 1, shape_.multiplier);
+  void add(const Item& item, const Item& next_item, Real* sums) {
+    if (!plan_.in_place) {
+      grad_reader_.attach(item.lanes, plan_.channels, 1, 1);
+      input_reader_.attach(item.lanes, plan_.channels, 1, shape_.multiplier);
+    }
+    attach_prefetch(item.lanes);
     const int64_t vectors = ceil_div(item.lanes.size(), kCount);
     const Range held = plan_.h.sources(item.h);
     const int64_t size = vector_sums<Real>(shape_);
     int64_t next = 0;  // frame to be read
     for (int64_t t = item.t.begin; t < item.t.end; ++t) {
-      const Range frames = plan_.t.sources({t, t + 1});
-      for (int64_t f = larger(next, frames.begin); f < frames.end; ++f) {
-        input_.read(0, f, held, ring_ + f % frames_ * frame_size_, part_size_);
+      if (!plan_.in_place) {
+        const Range frames = plan_.t.sources({t, t + 1});
+        for (int64_t f = larger(next, frames.begin); f < frames.end; ++f) {
+          input_reader_.read(0, f, held, parts_ + f % frames_ * frame_size_, part_size_);
+        }
+        next = larger(next, frames.end);
+        grad_reader_.read(0, t, item.h, parts_ + ring_size_, part_size_);
       }
-      next = larger(next, frames.end);
-      grad_.read(0, t, item.h, grads_, part_size_);
       list_inputs(t, item.h, held);
-      prefetch(t, item, held, vectors * shape_.kernel[0] * shape_.kernel[1] / plan_.tile.rows);
+      prefetch(t, item, next_item, vectors * shape_.kernel[0] * shape_.kernel[1] / plan_.tile.rows);
       for (int64_t i = 0; i < vectors; ++i) {
-        add_frame(ring_ + i * part_size_, grads_ + i * part_size_, item.h.size(), sums + i * size);
+        add_frame(rows_of(i, item, t), sums + i * size);
       }
     }
   }
 
-  // Starts to fetch what the next frame of the gradient will want.
-  void prefetch(int64_t t, const Item& item, Range held, int64_t calls) {
+  void attach_prefetch(Range lanes) {
+    next_grad_.attach(lanes, 1, 1);
+    next_input_.attach(lanes, 1, shape_.multiplier);
+  }
+
+  // Starts to fetch what the next frame of the gradient will want, of `item` or of the one after
+  // it, if there is one.
+  void prefetch(int64_t t, const Item& item, const Item& next, int64_t calls) {
     next_grad_.stop();
     next_input_.stop();
-    if (!plan_.fetch_ahead || t + 1 >= item.t.end) return;
-    const int64_t now = plan_.t.sources({t, t + 1}).end, then = plan_.t.sources({t + 1, t + 2}).end;
-    next_grad_.start(t + 1, item.h, calls);
-    if (then > now) next_input_.start(then - 1, held, calls);
+    if (!plan_.fetch_ahead) return;
+    if (t + 1 < item.t.end) {
+      const int64_t now = plan_.t.sources({t, t + 1}).end,
+                    then = plan_.t.sources({t + 1, t + 2}).end;
+      next_grad_.start(t + 1, item.h, calls);
+      if (then > now) next_input_.start(then - 1, plan_.h.sources(item.h), calls);
+    } else if (next.lanes.size() > 0) {
+      attach_prefetch(next.lanes);
+      next_grad_.start(next.t.begin, next.h, calls);
+      next_input_.start(plan_.t.sources(next.t).begin, plan_.h.sources(next.h), calls);
+    }
+  }
+
+  // The rows of vector `i` in frame `t`, but for what depends on taps.
+  Sums<Held> rows_of(int64_t i, const Item& item, int64_t t) const {
+    Sums<Held> s;
+    s.inputs = &inputs_[0];
+    s.advance = plan_.columns.phase[0].advance;
+    s.rows = item.h.size();
+    s.columns = plan_.w.to;
+    if constexpr (std::is_same_v<Held, T>) {
+      if (plan_.in_place) {
+        const int64_t lane = plan_.first_lane(item.lanes, i, kCount);
+        const int64_t sample = lane / plan_.channels, channel = lane % plan_.channels;
+        s.input = input_ + sample * input_strides_.n + channel + frame_;
+        s.width = plan_.w.from;
+        s.input_column = input_strides_.w;
+        s.grads = grad_ + sample * grad_strides_.n + channel + t * grad_strides_.t +
+                  item.h.begin * grad_strides_.h;
+        s.grad_row = grad_strides_.h;
+        s.grad_column = grad_strides_.w;
+        return s;
+      }
+    }
+    if constexpr (std::is_same_v<Held, Real>) {
+      s.input = parts_ + i * part_size_;
+      s.width = plan_.columns.width;
+      s.input_column = s.grad_column = kCount;
+      s.grads = s.input + ring_size_;
+      s.grad_row = plan_.w.to * kCount;
+    }
+    return s;
   }
 
   // The input rows under each kernel row, and whether a run of kernel rows meets any.
   void list_inputs(int64_t t, Range h, Range held) {
+    const FrameTaps taps(plan_.t, t);
+    if (plan_.in_place) {
+      frame_ = taps.first * input_strides_.t;
+      if (taps.same(listed_) && h == listed_h_) return;
+      listed_ = taps;
+      listed_h_ = h;
+    }
     const int64_t kernel_rows = shape_.kernel[0] * shape_.kernel[1];
     int64_t count = 0;
     for (int64_t first = 0; first < kernel_rows; first += plan_.tile.rows) {
@@ -161,66 +229,77 @@ class Summer {
           const int64_t from_t = plan_.t.source(t, row / shape_.kernel[1]);
           const int64_t from_h = plan_.h.source(y, row % shape_.kernel[1]);
           const bool padding = from_t < 0 || from_h < 0;
-          inputs_[count++] =
-              padding ? zeros_ : from_t % frames_ * frame_size_ + (from_h - held.begin) * row_size_;
+          const int64_t at =
+              plan_.in_place ? (from_t - taps.first) * input_strides_.t + from_h * input_strides_.h
+                             : from_t % frames_ * frame_size_ + (from_h - held.begin) * row_size_;
+          inputs_[count++] = padding ? -1 : at;
           any_[first] = any_[first] || !padding;
         }
       }
     }
   }
 
-  void add_frame(const Real* ring, const Real* grads, int64_t rows, Real* sums) {
-    if (rows <= rows_summed(grad_columns_)) return sum_frame(ring, grads, rows, sums);
+  void add_frame(const Sums<Held>& rows, Real* sums) {
+    if (rows.rows <= rows_summed(rows.columns)) return sum_frame(rows, sums);
     const int64_t size = vector_sums<Real>(shape_);
     fill_zero(frame_sums_, size / kCount);
-    sum_frame(ring, grads, rows, frame_sums_);
+    sum_frame(rows, frame_sums_);
     add_vectors(frame_sums_, size, sums);
   }
 
-  void sum_frame(const Real* ring, const Real* grads, int64_t rows, Real* sums) {
+  void sum_frame(Sums<Held> rows, Real* sums) {
     const Columns& columns = plan_.columns;
     const Phase& phase = columns.phase[0];
     const int64_t kernel_rows = shape_.kernel[0] * shape_.kernel[1], taps = shape_.kernel[2];
-    const SumKernel<Real> kernel = find_sum_kernel<Real>(plan_.tile, phase.advance);
+    rows.sums_row = taps * kCount;
     for (int64_t row = 0; row < kernel_rows; row += plan_.tile.rows) {
       next_grad_.advance();
       next_input_.advance();
       if (!any_[row]) continue;
+      rows.inputs = &inputs_[row * rows.rows];
       for (int64_t k = phase.taps_begin; k < phase.taps_end; k += phase.chunk) {
-        kernel(&inputs_[row * rows], ring + (columns.left + columns.offset[k]) * kCount, grads,
-               rows, plan_.tile.tiles, phase.advance, sums + (row * taps + columns.tap[k]) * kCount,
-               taps * kCount);
+        rows.left = (plan_.in_place ? 0 : columns.left) + columns.offset[k];
+        rows.sums = sums + (row * taps + columns.tap[k]) * kCount;
+        kernel_(rows);
       }
     }
-    add_bias(grads, rows, sums + kernel_rows * taps * kCount);
+    add_bias(rows, sums + kernel_rows * taps * kCount);
   }
 
-  void add_bias(const Real* grads, int64_t rows, Real* sum) {
+  // In several chains of additions, since one would be waited for.
+  void add_bias(const Sums<Held>& rows, Real* sum) {
+    constexpr int kChains = 4;
     Vec<Real> total{};
-    for (int64_t row = 0; row < rows; ++row) {
-      Vec<Real> part{};
-      for (int64_t w = 0; w < plan_.w.to; ++w) {
-        part += load(grads + (row * grad_columns_ + w) * kCount);
+    for (int64_t row = 0; row < rows.rows; ++row) {
+      Vec<Real> part[kChains] = {};
+      const Held* from = rows.grads + row * rows.grad_row;
+      for (int64_t w = 0; w < rows.columns; w += kChains) {
+        for (int i = 0; i < kChains; ++i, from += rows.grad_column) {
+          if (w + i < rows.columns) part[i] += load(from);
+        }
       }
-      total += part;
+      total += (part[0] + part[1]) + (part[2] + part[3]);
     }
     store(sum, load(sum) + total);
   }
 
   const Shape& shape_;
   const SumsPlan& plan_;
+  const T *grad_, *input_;
   Real* scratch_;
-  int64_t grad_columns_;
-  Reader<T> grad_, input_;
+  Strides grad_strides_, input_strides_;
+  Reader<T> grad_reader_, input_reader_;
   Prefetcher next_grad_, next_input_;
   int64_t frames_, row_size_, frame_size_;  // of the ring
-  int64_t zeros_;                           // offset of a row of zeros
-  Array<int64_t> inputs_;                   // offsets in the ring, as the sum kernel wants them
+  Array<int64_t> inputs_;                   // as the sum kernel wants them
   Array<bool> any_;                         // [first kernel row]
-  int64_t part_size_;                       // what is held for a vector:
-  Real* ring_;                              // [frame % frames_][row][column][lane], zeros
-  Real* grads_;                             // [row][column][lane] of one frame
-  Real* frame_sums_;                        // of a vector
+  SumKernel<Held> kernel_;
+  FrameTaps listed_;  // of the frame whose rows are listed, if in place, from its first one
+  Range listed_h_ = {-1, -1};
+  int64_t frame_ = 0;              // where that begins
+  int64_t ring_size_, part_size_;  // what is held for a vector:
+  Real* parts_;  // [frame % frames_][row][column][lane], and [row][column][lane] of the gradient
+  Real* frame_sums_;  // of a vector
 };
 
 // Adds up the items and turns the sums of each lane into rows of the weight.
@@ -235,16 +314,18 @@ void finish(const Shape& shape, const void* scratch, void* grad_weight, void* gr
   Real* total = static_cast<Real*>(workspace((plan.channels * row_size + size) * sizeof(Real)));
   Real* vector = total + plan.channels * row_size;
   fill_zero(total, plan.channels * row_size / count);
-  const int64_t group = split.group_size() * kBlock / count;  // in vectors
+  const int64_t group = split.group_lanes() / count;  // in vectors
   for (int64_t i = 0; i < split.groups() * group; ++i) {
-    const Range lanes_range = split.lanes(0, i / group);
-    const Lanes<Real> lanes(lanes_range.begin + i % group * count, lanes_range.end, plan.channels);
-    if (lanes.count == 0) continue;
+    const Range range = split.lanes(0, i / group);
+    const int64_t begin = range.begin + i % group * count;
+    if (begin >= range.end) continue;
+    const Lanes<Real> lanes(plan.first_lane(range, i % group, count), range.end, plan.channels);
+    const int again = static_cast<int>(begin - plan.first_lane(range, i % group, count));
     fill_zero(vector, size / count);
     for (int64_t bunch = 0; bunch < split.items(); bunch += split.items_per_bunch()) {
       for (int64_t part = 0; part < split.parts(); ++part) {
         const Real* sums = static_cast<const Real*>(scratch) + i % group * size +
-                           (bunch + i / group * split.parts() + part) * item_sums(shape, plan);
+                           (bunch + split.index(i / group, part)) * item_sums(shape, plan);
         add_vectors(sums, size, vector);
       }
     }
@@ -254,7 +335,7 @@ void finish(const Shape& shape, const void* scratch, void* grad_weight, void* gr
         square[j] = k + j <= taps ? load(vector + (k + j) * count) : Vec<Real>{};
       }
       transpose<Real>(square);
-      for (int lane = 0; lane < lanes.count; ++lane) {
+      for (int lane = again; lane < lanes.count; ++lane) {
         Real* to = total + lanes.channel[lane] * row_size + k;
         store(to, load(to) + square[lane]);
       }
@@ -284,9 +365,16 @@ void run(const Shape& shape, const void* grad, const void* input, void* scratch,
   const SumsPlan plan(shape);
   with_storage(shape.dtype, [&](auto storage) {
     using T = decltype(storage);
-    Summer<T> summer(shape, plan, static_cast<const T*>(grad), static_cast<const T*>(input),
-                     static_cast<Arithmetic<T>*>(scratch));
-    for (int64_t item = begin; item < end; ++item) summer.run(item);
+    const auto run = [&](auto held) {
+      Summer<T, decltype(held)> summer(shape, plan, static_cast<const T*>(grad),
+                                       static_cast<const T*>(input),
+                                       static_cast<Arithmetic<T>*>(scratch));
+      for (int64_t item = begin; item < end; ++item) summer.run(item, item + 1 == end);
+    };
+    if constexpr (kWidens || sizeof(T) > 2) {
+      if (plan.in_place) return run(T());
+    }
+    run(Arithmetic<T>());
   });
 }
 

@@ -11,6 +11,7 @@
 #include <cstdlib>
 
 #include "integers.h"
+#include "vec.h"
 #include "vmf/depthwise_conv3d.h"
 
 namespace vmf {
@@ -73,6 +74,7 @@ inline Strides activation_strides(int64_t channels, int64_t t, int64_t h, int64_
 struct Range {
   int64_t begin, end;
   int64_t size() const { return end - begin; }
+  bool operator==(const Range&) const = default;
 };
 
 // One of T, H, W.
@@ -206,6 +208,44 @@ class Columns {
   }
 };
 
+// Whether columns lie so far apart that they share few sets of the first-level cache, which holds
+// 4 KiB in each way, and are too many for those.
+inline bool columns_collide(const Shape& s) {
+  const int64_t column_bytes = s.channels * storage_bytes(s.dtype);
+  return column_bytes % 1024 == 0 && s.input[2] > 8 && s.kernel[1] * s.kernel[2] > 1;
+}
+
+// Whether rows can be read where they lie in an activation with the channels of the input: whole
+// vectors of lanes lie there, and padding is under the taps that the row kernels look at.
+inline bool readable_in_place(const Shape& s, const Axis& w, const Columns& columns) {
+  return s.channels_last && s.multiplier == 1 && (kWidens || storage_bytes(s.dtype) > 2) &&
+         s.channels >= VMF_VECTOR_BYTES / arithmetic_bytes(s.dtype) &&
+         columns.readable_in_place(w) && !columns_collide(s);
+}
+
+// Which taps along T of frame `t` are not padding, and the first frame that they read. Frames with
+// the same taps read frames that are as far apart.
+struct FrameTaps {
+  FrameTaps() = default;
+  FrameTaps(const Axis& axis, int64_t t) {
+    for (int64_t k = 0; k < axis.kernel; ++k) {
+      const int64_t from = axis.source(t, k);
+      if (from < 0) continue;
+      if (count++ == 0) {
+        begin = k;
+        first = from;
+      }
+      last = k;
+    }
+  }
+
+  bool same(const FrameTaps& other) const {
+    return begin == other.begin && last == other.last && count == other.count;
+  }
+
+  int64_t begin = -1, last = -1, count = 0, first = 0;
+};
+
 // Lanes come in blocks of a cache line of floats, whatever the instruction set.
 constexpr int64_t kBlock = 16;
 
@@ -247,7 +287,7 @@ class Split {
     }
 
     // Frames that share nothing that is read: the rows of each in the order of memory.
-    if (whole_vectors && t.kernel == 1) t_size_ = 1;
+    if (whole_vectors && !shared_bunches && t.kernel == 1) t_size_ = 1;
 
     // Enough items to balance many threads, none below some fifty microseconds, or two of ten.
     constexpr int64_t kItems = 32, kWork = 1 << 21, kFew = 2, kFewWork = 1 << 19;
@@ -273,10 +313,15 @@ class Split {
     return {share * bunches_ / shares_, (share + 1) * bunches_ / shares_};
   }
 
+  // The item of a share's first bunch that has this group and part. Threads get neighbouring items:
+  // with rows read in place those are groups of the same rows, so that threads rarely write to one
+  // cache line; else frames of one group, whose start costs.
+  int64_t index(int64_t group, int64_t part) const {
+    return whole_ ? part * groups() + group : group * parts() + part;
+  }
+
   Item item(int64_t index, int64_t bunch) const {
     index %= items_per_bunch();
-    // Threads get neighbouring items. With rows read in place those are groups of the same rows, so
-    // that threads rarely write to one cache line; else frames of one group, whose start costs.
     const int64_t group = whole_ ? index % groups() : index / parts();
     const int64_t part = whole_ ? index / groups() : index % parts();
     const int64_t h = part % h_parts(), t = part / h_parts();

@@ -72,6 +72,29 @@ inline void store_result(char* to, bool wide, Vec<Arithmetic<T>> result) {
   store(reinterpret_cast<T*>(to), result);
 }
 
+// Columns are addressed from every fourth one: a single chain of additions would be too slow.
+class ColumnOffsets {
+ public:
+  // For columns that are `distance` elements apart.
+  explicit ColumnOffsets(int64_t distance) : offset_{0, distance, 2 * distance, 3 * distance} {
+    for (int i = 1; i < kAhead; ++i) pin_offset(offset_[i]);
+  }
+
+  int64_t operator[](int column) const { return offset_[column % kAhead]; }
+
+  // To be called after each column: moves `from` along.
+  template <typename T>
+  void step(int column, const T*& from) const {
+    if (column % kAhead != kAhead - 1) return;
+    from += kAhead * offset_[1];
+    pin_address(from);
+  }
+
+ private:
+  static constexpr int kAhead = 4;
+  int64_t offset_[kAhead];
+};
+
 // Results `at`, ..., at + R - 1 of one row.
 template <typename T, int Taps, int Advance, int V, int R>
 __attribute__((always_inline)) inline void convolve_tile(const Rows<T>& rows,
@@ -84,11 +107,7 @@ __attribute__((always_inline)) inline void convolve_tile(const Rows<T>& rows,
   constexpr int kColumns = (R - 1) * kStep + Taps;
   static_assert(Advance != 0 || Taps == 1, "columns are shared where their distance is known");
   const int64_t advance = Advance == 0 ? rows.advance : Advance;
-  // Columns are addressed from every fourth one: a single chain of additions would be too slow.
-  constexpr int kAhead = 4;
-  const int64_t distance = rows.column * (Advance == 0 ? advance : 1);
-  int64_t ahead[kAhead] = {0, distance, 2 * distance, 3 * distance};
-  for (int i = 1; i < kAhead; ++i) pin_offset(ahead[i]);
+  const ColumnOffsets ahead(rows.column * (Advance == 0 ? advance : 1));
   const int64_t size = result_size(rows), step = rows.step * size;
   const int64_t count = rows.row[row].count;
   const RowTap* tap = rows.taps + rows.row[row].begin;
@@ -118,7 +137,7 @@ __attribute__((always_inline)) inline void convolve_tile(const Rows<T>& rows,
 #pragma GCC unroll 2
         for (int v = 0; v < V; ++v) {
           if (!padding) {
-            Vec<Real> x = load(from[v] + ahead[column % kAhead]);
+            Vec<Real> x = load(from[v] + ahead[column]);
             pin(x);
 #pragma GCC unroll 8
             for (int k = 0; k < Taps; ++k) {
@@ -128,10 +147,7 @@ __attribute__((always_inline)) inline void convolve_tile(const Rows<T>& rows,
               }
             }
           }
-          if (column % kAhead == kAhead - 1) {
-            from[v] += kAhead * distance;
-            pin_address(from[v]);
-          }
+          ahead.step(column, from[v]);
         }
       }
     }
