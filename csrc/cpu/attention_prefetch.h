@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cpu/attention_blocks.h"
+#include "vmf/isa.h"
 
 namespace vmf {
 namespace VMF_ISA {
@@ -13,11 +14,13 @@ namespace {
 class Ahead {
  public:
   // The block after that of `count` positions from `begin`; the next sample's first after the last.
-  // It is asked for in `steps` steps.
+  // It is asked for in `steps` steps. The pass reads and writes so many `tensors` like the
+  // features.
   template <typename T>
   Ahead(const AttentionShape& s, const Item& item, int64_t begin, int64_t count, const T* sample,
-        int64_t steps) {
+        int64_t steps, int64_t tensors) {
     constexpr int64_t size = sizeof(T);
+    if (tensors * s.batch * s.channels * s.positions * size < prefetch_pays_from()) return;
     int64_t first = begin + count;
     if (first >= s.positions) {
       if (item.sample + 1 >= s.batch) return;

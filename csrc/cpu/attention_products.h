@@ -168,7 +168,9 @@ template <typename Real, int G, int K>
 void reduce_tile(Rows<const Real> a, Rows<const Real> x, int64_t vectors, Real* sums,
                  int64_t sums_stride) {
   constexpr int lanes = kLanes<Real>, padded = (G * K + lanes - 1) / lanes * lanes;
-  Vec<Real> total[padded] = {};
+  Vec<Real> total[padded];
+#pragma GCC unroll 64
+  for (int i = 0; i < padded; ++i) total[i] = Vec<Real>{};
   for (int64_t i = 0; i < vectors * lanes; i += lanes) {
     Vec<Real> value[K];
     for (int k = 0; k < K; ++k) {

@@ -83,7 +83,7 @@ void forward_item(const Shape& s, const Cut& cut, const Item& item, bool residua
     const int64_t count = std::min(cut.block, item.end - begin);
     const int64_t vectors = ceil_div(count, lanes);
     const Rows<const Real> x = rows_of(s, features, begin, count, packed);
-    Ahead ahead(s, item, begin, count, features, 2 * s.heads);
+    Ahead ahead(s, item, begin, count, features, 2 * s.heads, 2);
     const Rows<Real> y = rows_for(s, output, begin, count, packed);
     for (int64_t h = 0; h < s.heads; ++h) {
       const int64_t c = h * cut.width, w = c * s.tokens;
@@ -120,8 +120,8 @@ void backward_item(const Shape& s, const Cut& cut, const Item& item, bool residu
     const int64_t vectors = ceil_div(count, lanes);
     const Rows<const Real> x = rows_of(s, features, begin, count, packed_x);
     const Rows<const Real> g = rows_of(s, grad_output, begin, count, packed_g);
-    Ahead ahead_x(s, item, begin, count, features, 2 * s.heads);
-    Ahead ahead_g(s, item, begin, count, grad_output, 2 * s.heads);
+    Ahead ahead_x(s, item, begin, count, features, 2 * s.heads, 3);
+    Ahead ahead_g(s, item, begin, count, grad_output, 2 * s.heads, 3);
     const Rows<Real> y = rows_for(s, grad_features, begin, count, packed_g);
     for (int64_t h = 0; h < s.heads; ++h) {
       const int64_t c = h * cut.width, w = c * s.tokens;

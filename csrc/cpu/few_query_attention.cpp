@@ -103,7 +103,7 @@ void forward_item(const Shape& s, const Cut& cut, const Item& item, const T* que
     const int64_t count = std::min(cut.block, item.end - begin);
     const int64_t vectors = ceil_div(count, lanes);
     const Rows<const Real> x = rows_of(s, features, begin, count, packed);
-    Ahead ahead(s, item, begin, count, features, s.heads * (s.tokens + 1));
+    Ahead ahead(s, item, begin, count, features, s.heads * (s.tokens + 1), 1);
     for (int64_t h = 0; h < s.heads; ++h) {
       const int64_t c = h * cut.width;
       dot<Real>(x.from(c), cut.width, weights + c * s.tokens, s.tokens, s.tokens, scores, vectors);
@@ -263,7 +263,7 @@ void backward_item(const Shape& s, const Cut& cut, const Item& item, Tokens<Arit
     const int64_t count = std::min(cut.block, item.end - begin);
     const int64_t vectors = ceil_div(count, lanes);
     const Rows<const Real> x = rows_of(s, features, begin, count, packed);
-    Ahead ahead(s, item, begin, count, features, s.heads * (s.tokens + 2));
+    Ahead ahead(s, item, begin, count, features, s.heads * (s.tokens + 2), 2);
     const Rows<Real> y = rows_for(s, grad_features, begin, count, packed);
     for (int64_t h = 0; h < s.heads; ++h) {
       const int64_t c = h * cut.width;
