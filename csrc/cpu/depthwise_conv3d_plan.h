@@ -274,8 +274,10 @@ class Split {
 
     // What is held should leave room in the second-level cache for what is written. It is as wide
     // as the tensor, where neighbouring lanes are neighbours in memory, and some rows high, as
-    // borders are read twice.
-    const int64_t kCache = (whole_vectors ? 256 : 384) << 10, kRows = 8;
+    // borders are read twice. Frames that share nothing that is read need not be narrow: the rows
+    // of each are taken in the order of memory, and borders are still in cache.
+    const bool frames_apart = whole_vectors && t.kernel == 1;
+    const int64_t kCache = (whole_vectors ? 256 : 384) << 10, kRows = frames_apart ? 1 : 8;
     group_size_ = channels_last ? blocks_ : 1;
     h_size_ = h_;
     t_size_ = t_;
@@ -286,8 +288,7 @@ class Split {
       h_size_ = ceil_div(h_, n);
     }
 
-    // Frames that share nothing that is read: the rows of each in the order of memory.
-    if (whole_vectors && !shared_bunches && t.kernel == 1) t_size_ = 1;
+    if (frames_apart && !shared_bunches) t_size_ = 1;
 
     // Enough items to balance many threads, none below some fifty microseconds, or two of ten.
     constexpr int64_t kItems = 32, kWork = 1 << 21, kFew = 2, kFewWork = 1 << 19;
