@@ -24,7 +24,7 @@ const char* const kBuilt[] = {
 constexpr int kCount = static_cast<int>(std::size(kBuilt));
 
 #if defined(__x86_64__)
-constexpr unsigned kZen5 = 26;
+constexpr unsigned kZen5Family = 26;
 
 // 0 for other makers' CPUs.
 unsigned amd_family() {
@@ -95,9 +95,9 @@ void set_isa(const std::string& name) { chosen = find_supported(name, "set_isa")
 int64_t prefetch_pays_from() {
 #if defined(__x86_64__)
   constexpr int64_t kMiB = 1 << 20;
-  static const int64_t bytes = __builtin_cpu_is("intel") ? 32 * kMiB
-                               : amd_family() >= kZen5   ? 16 * kMiB
-                                                         : 0;
+  static const int64_t bytes = __builtin_cpu_is("intel")     ? 32 * kMiB
+                               : amd_family() >= kZen5Family ? 16 * kMiB
+                                                             : 0;
   return bytes;
 #else
   return 0;

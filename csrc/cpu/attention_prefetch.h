@@ -1,7 +1,7 @@
 // Asks for the features of the next block while this one is computed.
 //
 // Memory is idle while a block, which is in the cache by then, is computed; and what a block takes
-// is too short for the hardware to see the streams of its rows.
+// is too short for some hardware to see the streams of its rows (prefetch_pays_from).
 #pragma once
 
 #include "cpu/attention_blocks.h"

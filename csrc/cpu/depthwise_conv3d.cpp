@@ -1,8 +1,8 @@
 // Depthwise convolution, forward and input gradient: each element written gathers what it needs, so
 // no two items write the same one.
 //
-// An item is a group of lanes, some rows and some frames. Rows are read where they lie if whole
-// vectors of lanes lie there; else the frames that the frame being written needs are held as a ring
+// An item is a group of lanes, some rows and some frames. Rows are read where they lie if
+// readable_in_place(); else the frames that the frame being written needs are held as a ring
 // over T, packed by Reader, and each is read from memory once.
 #include "depthwise_conv3d.h"
 
@@ -147,6 +147,7 @@ class Gatherer {
       if (plan_.in_place) first = smaller(first, range.end - kCount);
       const Lanes<Real> lanes(first, range.end, plan_.channels);
       writers_[i].attach(to_, to_strides_, shape_.channels_last, lanes);
+      // Lanes that the vector before has written: those of a buffer are written twice, alike.
       const int64_t again = stores_directly() ? range.begin + i * kCount - first : 0;
       epilogue_.attach(i, lanes, static_cast<int>(again));
       Real* const bias = parts_ + (i + 1) * part_size_ - kCount;
@@ -317,9 +318,9 @@ class Gatherer {
   int64_t tiles_ = 0;                // of two vectors in a row
   Array<RowTaps> rows_;              // [phase][row]
   Array<RowTap> taps_;
-  FrameTaps listed_;
-  Range listed_h_ = {-1, -1};
-  int64_t frame_ = 0;
+  FrameTaps listed_;           // in place: of the frame whose taps are listed, ...
+  Range listed_h_ = {-1, -1};  // ... and for which rows
+  int64_t frame_ = 0;          // where the first frame begins that the frame at hand reads
   Prefetcher next_from_, next_to_;
   Real* parts_;   // part_size_ for each vector
   Real* buffer_;  // rows written before they go to the tensor, where they cannot go there directly
@@ -334,18 +335,12 @@ void run(const Shape& shape, bool transposed, const void* from, const void* weig
          const DepthwiseConv3dEpilogue& epilogue, void* to, int64_t begin, int64_t end) {
   if (begin >= end) return;
   const GatherPlan plan(shape, transposed);
-  with_storage(shape.dtype, [&](auto storage) {
+  with_rows(shape.dtype, plan.in_place, [&](auto storage, auto held) {
     using T = decltype(storage);
-    const auto run = [&](auto held) {
-      Gatherer<T, decltype(held)> gatherer(shape, plan, static_cast<const T*>(from),
-                                           static_cast<const T*>(weight), epilogue,
-                                           static_cast<T*>(to));
-      for (int64_t item = begin; item < end; ++item) gatherer.run(item, item + 1 == end);
-    };
-    if constexpr (kWidens || sizeof(T) > 2) {
-      if (plan.in_place) return run(T());
-    }
-    run(Arithmetic<T>());
+    Gatherer<T, decltype(held)> gatherer(shape, plan, static_cast<const T*>(from),
+                                         static_cast<const T*>(weight), epilogue,
+                                         static_cast<T*>(to));
+    for (int64_t item = begin; item < end; ++item) gatherer.run(item, item + 1 == end);
   });
 }
 

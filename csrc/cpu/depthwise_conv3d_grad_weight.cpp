@@ -7,8 +7,8 @@
 // Sums are short: registers hold those of a few rows, these are added up over a frame, frames over
 // an item, and `finish` adds the items. A single chain over a million positions would lose digits.
 //
-// Rows are read where they lie if whole vectors of lanes lie there; else the frame of the gradient
-// and a ring of frames of the input are packed by Readers.
+// Rows are read where they lie if readable_in_place(); else the frame of the gradient and a ring of
+// frames of the input are packed by Readers.
 #include <type_traits>
 
 #include "../workspace.h"
@@ -40,8 +40,8 @@ struct SumsPlan {
                   in_place, true);
   }
 
-  // The lanes of vector `i` of a group, `count` lanes wide. No vector reaches beyond the group if
-  // rows are read in place: the last one overlaps the one before.
+  // The first lane of vector `i` of a group, `count` lanes wide. No vector reaches beyond the group
+  // if rows are read in place: the last one overlaps the one before.
   int64_t first_lane(Range group, int64_t i, int64_t count) const {
     const int64_t first = group.begin + i * count;
     return in_place ? smaller(first, group.end - count) : first;
@@ -183,7 +183,6 @@ class Summer {
   // The rows of vector `i` in frame `t`, but for what depends on taps.
   Sums<Held> rows_of(int64_t i, const Item& item, int64_t t) const {
     Sums<Held> s;
-    s.inputs = &inputs_[0];
     s.advance = plan_.columns.phase[0].advance;
     s.rows = item.h.size();
     s.columns = plan_.w.to;
@@ -228,12 +227,15 @@ class Summer {
         for (int64_t row = first; row < first + plan_.tile.rows; ++row) {
           const int64_t from_t = plan_.t.source(t, row / shape_.kernel[1]);
           const int64_t from_h = plan_.h.source(y, row % shape_.kernel[1]);
-          const bool padding = from_t < 0 || from_h < 0;
-          const int64_t at =
-              plan_.in_place ? (from_t - taps.first) * input_strides_.t + from_h * input_strides_.h
-                             : from_t % frames_ * frame_size_ + (from_h - held.begin) * row_size_;
-          inputs_[count++] = padding ? -1 : at;
-          any_[first] = any_[first] || !padding;
+          inputs_[count] = -1;
+          if (from_t >= 0 && from_h >= 0) {
+            inputs_[count] =
+                plan_.in_place
+                    ? (from_t - taps.first) * input_strides_.t + from_h * input_strides_.h
+                    : from_t % frames_ * frame_size_ + (from_h - held.begin) * row_size_;
+            any_[first] = true;
+          }
+          ++count;
         }
       }
     }
@@ -294,9 +296,9 @@ class Summer {
   Array<int64_t> inputs_;                   // as the sum kernel wants them
   Array<bool> any_;                         // [first kernel row]
   SumKernel<Held> kernel_;
-  FrameTaps listed_;  // of the frame whose rows are listed, if in place, from its first one
-  Range listed_h_ = {-1, -1};
-  int64_t frame_ = 0;              // where that begins
+  FrameTaps listed_;               // in place: of the frame whose rows are listed, ...
+  Range listed_h_ = {-1, -1};      // ... and which rows it is of
+  int64_t frame_ = 0;              // where the first frame begins that the frame at hand reads
   int64_t ring_size_, part_size_;  // what is held for a vector:
   Real* parts_;  // [frame % frames_][row][column][lane], and [row][column][lane] of the gradient
   Real* frame_sums_;  // of a vector
@@ -356,25 +358,19 @@ int64_t items(const Shape& shape) { return SumsPlan(shape).split.items(); }
 
 int64_t scratch_bytes(const Shape& shape) {
   const SumsPlan plan(shape);
-  return plan.split.items() * item_sums(shape, plan) * (shape.dtype == DType::f64 ? 8 : 4);
+  return plan.split.items() * item_sums(shape, plan) * arithmetic_bytes(shape.dtype);
 }
 
 void run(const Shape& shape, const void* grad, const void* input, void* scratch, int64_t begin,
          int64_t end) {
   if (begin >= end) return;
   const SumsPlan plan(shape);
-  with_storage(shape.dtype, [&](auto storage) {
+  with_rows(shape.dtype, plan.in_place, [&](auto storage, auto held) {
     using T = decltype(storage);
-    const auto run = [&](auto held) {
-      Summer<T, decltype(held)> summer(shape, plan, static_cast<const T*>(grad),
-                                       static_cast<const T*>(input),
-                                       static_cast<Arithmetic<T>*>(scratch));
-      for (int64_t item = begin; item < end; ++item) summer.run(item, item + 1 == end);
-    };
-    if constexpr (kWidens || sizeof(T) > 2) {
-      if (plan.in_place) return run(T());
-    }
-    run(Arithmetic<T>());
+    Summer<T, decltype(held)> summer(shape, plan, static_cast<const T*>(grad),
+                                     static_cast<const T*>(input),
+                                     static_cast<Arithmetic<T>*>(scratch));
+    for (int64_t item = begin; item < end; ++item) summer.run(item, item + 1 == end);
   });
 }
 

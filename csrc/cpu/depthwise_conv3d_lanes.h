@@ -2,7 +2,7 @@
 // column being one vector of lanes in the arithmetic type.
 //
 // All that a layout, a storage type, a channel multiplier or a tail of channels costs is paid here,
-// once per element; the kernels only ever see such blocks.
+// once per element, but for rows that are read where they lie.
 #pragma once
 
 #include "depthwise_conv3d_plan.h"

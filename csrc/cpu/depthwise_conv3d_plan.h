@@ -25,7 +25,7 @@ constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
 inline int64_t volume(const int64_t size[3]) { return size[0] * size[1] * size[2]; }
 
-// Of an element in memory, and where it is computed with.
+// Bytes of an element in memory, and of the type that it is computed in.
 inline int64_t storage_bytes(DType t) { return t == DType::f64 ? 8 : t == DType::f32 ? 4 : 2; }
 inline int64_t arithmetic_bytes(DType t) { return t == DType::f64 ? 8 : 4; }
 
@@ -139,8 +139,7 @@ struct Phase {
 // How rows of W are read. A row of `from` is held with `left` zeros before it, `width` in all.
 class Columns {
  public:
-  // `extra` more columns per phase may be asked for; those read zeros or whatever is in the row.
-  Columns(const Axis& axis, int64_t extra = 0)
+  explicit Columns(const Axis& axis)
       : tap(axis.kernel), offset(axis.kernel), phase(axis.transposed ? axis.stride : 1) {
     phases = smaller(axis.transposed ? axis.stride : 1, axis.to);
     int64_t low = 0, high = axis.from;
@@ -164,7 +163,7 @@ class Columns {
         tap[taps] = k;
         offset[taps++] = at;
         low = smaller(low, at);
-        high = larger(high, at + (f.count + extra - 1) * f.advance + 1);
+        high = larger(high, at + (f.count - 1) * f.advance + 1);
       }
       f.taps_end = taps;
       f.chunk = chunk_size(f);
@@ -174,7 +173,7 @@ class Columns {
   }
 
   // Whether rows of `from` can be read where they lie: padding is then under some taps of a run of
-  // the row's first and last results only, which the row kernel leaves out.
+  // the row's first and last results only, which the row and sum kernels leave out.
   bool readable_in_place(const Axis& axis) const {
     for (int64_t p = 0; p < phases; ++p) {
       const Phase& f = phase[p];
@@ -215,16 +214,19 @@ inline bool columns_collide(const Shape& s) {
   return column_bytes % 1024 == 0 && s.input[2] > 8 && s.kernel[1] * s.kernel[2] > 1;
 }
 
+// Whether rows of these bytes an element may be read where they lie: 16-bit ones if that is quick.
+constexpr bool readable(int64_t element_bytes) { return kWidens || element_bytes > 2; }
+
 // Whether rows can be read where they lie in an activation with the channels of the input: whole
-// vectors of lanes lie there, and padding is under the taps that the row kernels look at.
+// vectors of lanes lie there, and padding is under taps that the row and sum kernels look at.
 inline bool readable_in_place(const Shape& s, const Axis& w, const Columns& columns) {
-  return s.channels_last && s.multiplier == 1 && (kWidens || storage_bytes(s.dtype) > 2) &&
+  return s.channels_last && s.multiplier == 1 && readable(storage_bytes(s.dtype)) &&
          s.channels >= VMF_VECTOR_BYTES / arithmetic_bytes(s.dtype) &&
          columns.readable_in_place(w) && !columns_collide(s);
 }
 
-// Which taps along T of frame `t` are not padding, and the first frame that they read. Frames with
-// the same taps read frames that are as far apart.
+// Which taps along T of frame `t` are not padding, and the frame under the first of them. Frames
+// with the same taps read frames that are as far apart.
 struct FrameTaps {
   FrameTaps() = default;
   FrameTaps(const Axis& axis, int64_t t) {
@@ -246,6 +248,17 @@ struct FrameTaps {
   int64_t begin = -1, last = -1, count = 0, first = 0;
 };
 
+// Calls function(a value of the storage type, one of the type that rows are held in).
+template <typename Function>
+inline void with_rows(DType dtype, bool in_place, const Function& function) {
+  with_storage(dtype, [&](auto storage) {
+    if constexpr (readable(sizeof(storage))) {
+      if (in_place) return function(storage, storage);
+    }
+    function(storage, Arithmetic<decltype(storage)>());
+  });
+}
+
 // Lanes come in blocks of a cache line of floats, whatever the instruction set.
 constexpr int64_t kBlock = 16;
 
@@ -262,7 +275,7 @@ class Split {
   Split() = default;
 
   // `row_bytes` is what a row takes in cache for a block, over all frames held; `work` what
-  // it all takes. With `whole_vectors` no group has fewer lanes than a block, nor lanes of
+  // it all takes. With `whole_vectors` no group has fewer lanes than a vector, nor lanes of
   // two samples. With `shared_bunches` an item may go over several bunches.
   Split(int64_t batch, int64_t channels, bool channels_last, const Axis& t, const Axis& h,
         int64_t row_bytes, int64_t work, bool whole_vectors, bool shared_bunches = false)
@@ -274,8 +287,9 @@ class Split {
 
     // What is held should leave room in the second-level cache for what is written. It is as wide
     // as the tensor, where neighbouring lanes are neighbours in memory, and some rows high, as
-    // borders are read twice. Frames that share nothing that is read need not be narrow: the rows
-    // of each are taken in the order of memory, and borders are still in cache.
+    // borders are read twice. Frames that share nothing that is read need not be narrow: forward
+    // takes the rows of one after the other, in the order of memory, and borders are still in
+    // cache.
     const bool frames_apart = whole_vectors && t.kernel == 1;
     const int64_t kCache = (whole_vectors ? 256 : 384) << 10, kRows = frames_apart ? 1 : 8;
     group_size_ = channels_last ? blocks_ : 1;
@@ -288,7 +302,7 @@ class Split {
       h_size_ = ceil_div(h_, n);
     }
 
-    if (frames_apart && !shared_bunches) t_size_ = 1;
+    if (frames_apart && !shared_bunches) t_size_ = 1;  // a share of sums is longer
 
     // Enough items to balance many threads, none below some fifty microseconds, or two of ten.
     constexpr int64_t kItems = 32, kWork = 1 << 21, kFew = 2, kFewWork = 1 << 19;
@@ -304,7 +318,6 @@ class Split {
   int64_t items_per_bunch() const { return groups() * t_parts() * h_parts(); }
   int64_t groups() const { return ceil_div(blocks_, group_size_); }
   int64_t parts() const { return t_parts() * h_parts(); }                  // of a group
-  int64_t group_size() const { return group_size_; }                       // in blocks
   int64_t group_lanes() const { return (group_size_ + whole_) * kBlock; }  // at most
   int64_t h_size() const { return h_size_; }
 
@@ -314,9 +327,9 @@ class Split {
     return {share * bunches_ / shares_, (share + 1) * bunches_ / shares_};
   }
 
-  // The item of a share's first bunch that has this group and part. Threads get neighbouring items:
-  // with rows read in place those are groups of the same rows, so that threads rarely write to one
-  // cache line; else frames of one group, whose start costs.
+  // The number of the item of this group and part, among those of a share. Threads get neighbouring
+  // items: with rows read in place those are groups of the same rows, so that threads rarely write
+  // to one cache line; else frames of one group, whose start costs.
   int64_t index(int64_t group, int64_t part) const {
     return whole_ ? part * groups() + group : group * parts() + part;
   }

@@ -37,7 +37,8 @@ struct RowVector {
 };
 
 // What the kernel does, with rows of T: distances are in elements. Each result is the bias plus
-// `groups` sums, more than one of `wide` ones only; shorter chains lose fewer digits.
+// `groups` sums, more than one where T is the arithmetic type only; shorter chains lose fewer
+// digits.
 template <typename T>
 struct Rows {
   const RowVector<T>* vector;

@@ -57,7 +57,7 @@ void sum_rows(const Sums<T>& s) {
       for (int k = 0; k < Taps; ++k) sum[j][k] = Vec<Real>{};
     }
     for (int64_t row = begin; row < end; ++row) {
-      int64_t again = 0;  // gradients of the tile that the one before has summed
+      int64_t again = 0;  // gradients of the tile that the one before has summed: zeroed
       for (int64_t at = 0;;) {
         Vec<Real> grad[R];
         const T* from = s.grads + row * s.grad_row + at * s.grad_column;

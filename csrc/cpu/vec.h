@@ -32,7 +32,8 @@ constexpr int kRegisters = 32;
 constexpr int kRegisters = 16;
 #endif
 
-// Whether the instruction set widens 16-bit numbers: rows of them need not be packed then.
+// Whether 16-bit numbers are widened by an instruction or two: rows of them need not be packed
+// then.
 constexpr bool kWidens = VMF_VECTOR_BYTES > 16;
 
 template <typename Real>
@@ -200,7 +201,7 @@ inline Vec<double> load(const double* p) {
   return v;
 }
 
-// Of x86, whose one instruction GCC 12 does not find for __builtin_convertvector.
+// GCC 12 does not find x86's one instruction for __builtin_convertvector.
 inline FloatBits widen_bits(const HalfBits& half) {
 #if defined(__AVX512F__)
   return reinterpret_cast<FloatBits>(

@@ -13,6 +13,7 @@ from tests.ops.conv_cases import Case, random_case
 from tests.ops.conv_check import check
 from tests.ops.hostile_cases import HOSTILE
 from tests.ops.layouts import DENSE
+from vmf_kernels import depthwise_conv3d
 
 
 @pytest.mark.parametrize("case", HOSTILE, ids=str)
@@ -27,6 +28,26 @@ def test_random_geometries(block: int, implementation: Implementation) -> None:
     for seed in range(60 * block, 60 * block + 60):
         dtype, layout = DTYPES[seed % 4], list(DENSE)[seed // 4 % 2]
         check(random_case(seed), dtype, layout, implementation)
+
+
+@pytest.mark.parametrize("implementation", KERNELS, ids=str, indirect=True)  # PyTorch refuses it
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("channels", (3, 24))
+def test_input_of_no_elements_but_padding(
+    axis: int, channels: int, implementation: Implementation
+) -> None:
+    size = [3, 4, 5]
+    size[axis] = 0
+    padding = tuple(int(i == axis) for i in range(3))
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        x = torch.randn(2, channels, *size).contiguous(memory_format=layout)
+        weight = torch.randn(channels, 1, 1, 1, 1, requires_grad=True)
+        bias = torch.randn(channels, requires_grad=True)
+        output = depthwise_conv3d(x, weight, bias, 1, padding)
+        torch.testing.assert_close(output, bias.view(-1, 1, 1, 1).expand_as(output))
+        grads = torch.autograd.grad(output.sum(), (weight, bias))
+        assert torch.equal(grads[0], torch.zeros_like(weight))
+        assert torch.equal(grads[1], torch.full_like(bias, float(output.numel() // channels)))
 
 
 LAYERS = Path(__file__).parents[2] / "bench" / "cases" / "depthwise_conv3d.json"
