@@ -202,7 +202,8 @@ torch.ones(2 ** 16)
 before = held()
 step(); usual = step()
 told = vmf_kernels.keep_freed_memory()
-step(); keeping, kept = step(), held() - before
+step()
+keeping, kept = min(step() for _ in range(3)), held() - before  # blocks may move once more
 told = told and vmf_kernels.keep_freed_memory(False)
 print(told, usual, keeping, kept, held() - before)
 """
