@@ -17,6 +17,7 @@
 
 namespace vmf::bindings {
 
+// What the rules ask of a call with channels last, and of the machine.
 struct Crossover {
   explicit Crossover(const DepthwiseConv3dShape& s)
       : avx512(current_isa() == std::string("avx512")),
@@ -66,8 +67,7 @@ inline const char* slower_than_pytorch(const DepthwiseConv3dShape& s) {
     const bool slower = c.taps == 1 ? c.several_threads : c.positions >= 28 * 28;
     return c.idle_lanes && slower && c.elements >= 250000
                ? "PyTorch is faster here: channels that leave lanes idle are packed (0.3 to 0.95 "
-                 "of "
-                 "its speed)"
+                 "of its speed)"
                : nullptr;
   }
   if (current_isa() != std::string("avx2") || c.taps > 1 || c.kernel_t == 1) return nullptr;
