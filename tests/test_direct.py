@@ -254,7 +254,7 @@ def test_without_the_direct_calls_all_goes_through_the_dispatcher(
     for name in WITH_KERNELS:
         function, tensors = function_call(name)
         expected = function(*tensors)
-        monkeypatch.setattr(OPS[name], "_infer", None)
+        monkeypatch.setattr(OPS[name], "_infer", {})
         for key, (operator, _) in OPERATORS.items():
             if key.startswith(name):
                 monkeypatch.setattr(operator, "_direct", None)
@@ -265,7 +265,8 @@ def test_without_the_direct_calls_all_goes_through_the_dispatcher(
 
 def test_a_forced_backend_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     function, tensors = function_call("dynamic_relu")
-    monkeypatch.setattr(OPS["dynamic_relu"], "_infer", lambda *args: pytest.fail("called"))
+    called = {"auto": lambda *args: pytest.fail("called")}
+    monkeypatch.setattr(OPS["dynamic_relu"], "_infer", called)
     with vmf_kernels.use_backend("reference"):
         function(*tensors)
 

@@ -66,24 +66,24 @@ class Op:
             replace(b, run=without_autocast(b.run)) if b.name in IN_PYTORCH else b
             for b in backends
         )
-        # The whole of an ordinary call without gradients in C++ (csrc/bindings/direct.h).
-        self._infer = None
+        # The whole of an ordinary call without gradients in C++ (csrc/bindings/direct.h), by the
+        # backend that is asked for.
+        self._infer: dict[str, Callable[..., Any]] = {}
         # What runs instead where the public function's keyword-only arguments are given.
         self.extension: Op | None = None
         if extends is None:
-            self._infer = getattr(_extension._C, f"infer_{name}", None)
+            infer = getattr(_extension._C, f"infer_{name}", None)
+            if infer is not None:
+                on_cpu = getattr(_extension._C, f"infer_{name}_cpu", infer)
+                self._infer = {"auto": infer, "cpu": on_cpu}
             OPS[name] = self
         else:
             extends.extension = self
 
     def __call__(self, *args: Any) -> Any:
-        if (
-            self._infer is not None
-            and not torch.compiler.is_compiling()
-            and current_backend() in ("auto", "cpu")
-        ):
-            output = self._infer(*args)
-            if output is not None:
+        if not torch.compiler.is_compiling():
+            infer = self._infer.get(current_backend())
+            if infer is not None and (output := infer(*args)) is not None:
                 return output
         prepared = self.prepare(*args)
         return self.select(*prepared).run(*prepared)

@@ -56,6 +56,10 @@ inline const char* slower_than_pytorch(const DepthwiseConv3dShape& s) {
   const auto is_one = [](int64_t n) { return n == 1; };
   if (!std::all_of(s.dilation, s.dilation + 3, is_one)) return nullptr;
   if (!std::all_of(s.stride, s.stride + 3, is_one)) return nullptr;
+  // It would have to copy the input to pad it differently before and after.
+  for (int i = 0; i < 3; ++i) {
+    if (s.output[i] + s.kernel[i] - 1 != s.input[i] + 2 * s.padding[i]) return nullptr;
+  }
   const Crossover c(s);
   if (s.dtype == DType::bf16) {
     return slower_in_bfloat16(c)

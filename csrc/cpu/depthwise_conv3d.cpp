@@ -29,9 +29,9 @@ struct GatherPlan {
         channels(transposed ? s.channels : s.channels * s.multiplier),
         repeat(transposed ? s.multiplier : 1),
         share(transposed ? 1 : s.multiplier),
-        along_t(s.kernel[1] * s.kernel[2] == 1),
         in_place(readable_in_place(s, w, columns)),
-        fetch_ahead(activation_bytes(s) >= prefetch_pays_from() && !(in_place && along_t)) {
+        along_t(in_place && s.kernel[1] * s.kernel[2] == 1),
+        fetch_ahead(activation_bytes(s) >= prefetch_pays_from()) {
     const int64_t element = in_place ? storage_bytes(s.dtype) : arithmetic_bytes(s.dtype);
     const int64_t column_bytes = kBlock * element;
     split = Split(w.to > 0 ? s.batch : 0, channels, s.channels_last, t, h,
@@ -43,9 +43,9 @@ struct GatherPlan {
   int64_t channels;  // written
   int64_t repeat;    // channels read for one written: input gradient with a multiplier
   int64_t share;     // channels written that read the same one: forward with a multiplier
-  bool along_t;      // the kernel is one tap high and wide
   bool in_place;     // rows are read where they lie
-  bool fetch_ahead;  // the next frame is asked for while one is computed
+  bool along_t;      // ... and columns share nothing: the kernel is one tap high and wide
+  bool fetch_ahead;  // memory is asked for: the next frame, or along T what comes next in it
   Split split;
 };
 
@@ -116,7 +116,7 @@ class Gatherer {
         }
         next = larger(next, frames.end);
       }
-      if (!plan_.fetch_ahead) {
+      if (!plan_.fetch_ahead || plan_.along_t) {
         // Both stay stopped.
       } else if (t + 1 < item.t.end) {
         prefetch(t + 1, item, t, item);
@@ -255,9 +255,10 @@ class Gatherer {
       job.step = phase.step * step;
       job.row_step = row_step;
       job.wide = wide;
+      job.fetch_ahead = plan_.fetch_ahead;
       job.next_from = &next_from_;
       job.next_to = &next_to_;
-      if (plan_.in_place && plan_.along_t) {
+      if (plan_.along_t) {
         convolve_along_t(job);
       } else {
         kernels_[p].run(job);

@@ -53,6 +53,7 @@ struct Rows {
   int64_t columns;                // results in a row
   int64_t first, step, row_step;  // the first result, from one to the next, and from row to row
   bool wide;                      // results are stored as they were computed
+  bool fetch_ahead;               // asks for memory, where that is walked in its own order
   Prefetcher *next_from, *next_to;
 };
 
@@ -188,61 +189,80 @@ void convolve_rows(const Rows<T>& rows) {
   }
 }
 
-// A row of results of all vectors; `sum_of(vector, from)` adds what its taps read, `from` elements
-// into their rows.
-template <typename T, typename Sum>
-__attribute__((always_inline)) inline void write_row(const Rows<T>& rows, int64_t row,
-                                                     const Sum& sum_of) {
-  const int64_t size = result_size(rows);
-  for (int64_t at = 0; at < rows.columns; ++at) {
-    const int64_t from = rows.frame + at * rows.advance * rows.column;
-    const int64_t to = rows.first + row * rows.row_step + at * rows.step;
-    for (int64_t i = 0; i < rows.vectors; ++i) {
-      const RowVector<T>& vector = rows.vector[i];
-      store_result<T>(vector.to + to * size, rows.wide, load(vector.bias) + sum_of(vector, from));
-    }
-  }
-}
-
-// A row with one tap in each row read: unrolled for at most K of them.
-template <typename T, int K = 5>
+// Tiles of `Columns` results of a row with one tap in each row read: K taps, or if K is 0 any
+// number.
+template <typename T, int Columns, int K>
 void convolve_row_along_t(const Rows<T>& rows, int64_t row) {
-  const int64_t count = rows.row[row].count;
+  using Real = Arithmetic<T>;
+  constexpr int64_t kTilesAhead = 4, kLineVectors = 64 / (kLanes<Real> * sizeof(T));
+  // Copies: as far as the compiler knows, what is stored may change `rows`.
   const RowTap* const taps = rows.taps + rows.row[row].begin;
-  if constexpr (K > 0) {
-    if (count < K) return convolve_row_along_t<T, K - 1>(rows, row);
-    if (count == K) {
-      int64_t tap_row[K], tap_weight[K];
-      for (int k = 0; k < K; ++k) {
-        tap_row[k] = taps[k].row + taps[k].column * rows.column;
-        tap_weight[k] = taps[k].weight;
-      }
-      return write_row(rows, row, [&](const RowVector<T>& vector, int64_t from) {
-        Vec<Arithmetic<T>> sum = {};
-#pragma GCC unroll 8
-        for (int k = 0; k < K; ++k) {
-          sum =
-              fma(load(vector.from + from + tap_row[k]), load(vector.weight + tap_weight[k]), sum);
-        }
-        return sum;
-      });
-    }
+  const int64_t count = K > 0 ? K : rows.row[row].count, vectors = rows.vectors;
+  const int64_t column = rows.advance * rows.column;
+  const int64_t size = result_size(rows), step = rows.step * size;
+  const bool fetch_ahead = rows.fetch_ahead;
+  int64_t few_rows[K > 0 ? K : 1], few_weights[K > 0 ? K : 1];
+  int64_t latest = 0;  // the row that no frame before has read
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t from = taps[k].row + taps[k].column * rows.column;
+    latest = larger(latest, from);
+    if (K > 0) few_rows[k] = from, few_weights[k] = taps[k].weight;
   }
-  write_row(rows, row, [&](const RowVector<T>& vector, int64_t from) {
-    Vec<Arithmetic<T>> sum = {};
-    for (int64_t k = 0; k < count; ++k) {
-      const T* read = vector.from + from + taps[k].row + taps[k].column * rows.column;
-      sum = fma(load(read), load(vector.weight + taps[k].weight), sum);
+  for (int64_t at = 0;;) {
+    const int64_t from = rows.frame + at * column;
+    const int64_t to = (rows.first + row * rows.row_step + at * rows.step) * size;
+    for (int64_t i = 0; i < vectors; ++i) {
+      const RowVector<T>& vector = rows.vector[i];
+      if (fetch_ahead && i % kLineVectors == 0) {
+        const T* const ahead = vector.from + from + latest + kTilesAhead * Columns * column;
+#pragma GCC unroll 8
+        for (int c = 0; c < Columns; ++c) prefetch(ahead + c * column);
+      }
+      Vec<Real> sum[Columns];
+#pragma GCC unroll 8
+      for (int c = 0; c < Columns; ++c) sum[c] = Vec<Real>{};
+#pragma GCC unroll 8
+      for (int64_t k = 0; k < count; ++k) {
+        const T* read = vector.from + from;
+        read += K > 0 ? few_rows[k] : taps[k].row + taps[k].column * rows.column;
+        pin_address(read);
+        const Vec<Real> weight = load(vector.weight + (K > 0 ? few_weights[k] : taps[k].weight));
+#pragma GCC unroll 8
+        for (int c = 0; c < Columns; ++c) sum[c] = fma(load(read + c * column), weight, sum[c]);
+      }
+      const Vec<Real> bias = load(vector.bias);
+#pragma GCC unroll 8
+      for (int c = 0; c < Columns; ++c) {
+        store_result<T>(vector.to + to + c * step, rows.wide, bias + sum[c]);
+      }
     }
-    return sum;
-  });
+    if (at + Columns >= rows.columns) break;
+    at = smaller(at + Columns, rows.columns - Columns);  // the last tile overlaps
+  }
 }
 
-// Rows of a kernel that goes along T alone, read in place: columns share nothing, so memory is
-// walked in its own order, in which the processor sees what comes next.
+// ... with as many taps as the row has, unrolled for at most K.
+template <typename T, int Columns, int K = 5>
+void find_row_along_t(const Rows<T>& rows, int64_t row) {
+  if constexpr (K > 0) {
+    if (rows.row[row].count < K) return find_row_along_t<T, Columns, K - 1>(rows, row);
+    if (rows.row[row].count == K) return convolve_row_along_t<T, Columns, K>(rows, row);
+  }
+  convolve_row_along_t<T, Columns, 0>(rows, row);
+}
+
+// Rows of a kernel that goes along T alone, read in place. Columns share the weights only, so few
+// are taken at a time and memory is walked nearly in its own order.
 template <typename T>
 void convolve_along_t(const Rows<T>& rows) {
-  for (int64_t row = 0; row < rows.rows; ++row) convolve_row_along_t(rows, row);
+  constexpr int kColumns = 4;
+  for (int64_t row = 0; row < rows.rows; ++row) {
+    if (rows.columns < kColumns) {
+      find_row_along_t<T, 1>(rows, row);
+    } else {
+      find_row_along_t<T, kColumns>(rows, row);
+    }
+  }
 }
 
 // As many results as leave registers for the weights of a run and a column.
