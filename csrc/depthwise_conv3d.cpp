@@ -12,7 +12,18 @@ struct Kernels {
   const DepthwiseConv3dGradWeightKernels* grad_weight;
 };
 
-const Kernels& kernels() {
+// Whether vectors half as wide suit it better: channels-last tensors with no more channels than
+// half a vector to a whole one are read in place with those, else packed. Many taps pay for that.
+bool suits_half_vectors(const DepthwiseConv3dShape& s) {
+  constexpr int64_t kLanes = 16;  // of AVX-512
+  if (!s.channels_last || s.multiplier != 1 || s.dtype == DType::f64) return false;
+  if (s.channels < kLanes / 2 || s.channels >= kLanes) return false;
+  int64_t taps = 1, strides = 1;
+  for (int i = 0; i < 3; ++i) taps *= s.kernel[i], strides *= s.stride[i];
+  return taps < 27 * strides || s.channels == kLanes / 2;
+}
+
+const Kernels& kernels(const DepthwiseConv3dShape& shape) {
   static const Kernels table[] = {
       // in the order of built_isas()
       {&baseline::depthwise_conv3d_kernels, &baseline::depthwise_conv3d_grad_weight_kernels},
@@ -21,7 +32,8 @@ const Kernels& kernels() {
       {&avx512::depthwise_conv3d_kernels, &avx512::depthwise_conv3d_grad_weight_kernels},
 #endif
   };
-  return table[current_isa_index()];
+  const int isa = current_isa_index();
+  return table[isa == 2 && suits_half_vectors(shape) ? 1 : isa];
 }
 
 // The same convolution with several rows as one, where a kernel only goes along T: a row is the run
@@ -46,42 +58,43 @@ DepthwiseConv3dShape longer_rows(DepthwiseConv3dShape s) {
 }  // namespace
 
 int64_t depthwise_conv3d_items(const DepthwiseConv3dShape& shape) {
-  return kernels().gather->items(longer_rows(shape), false);
+  return kernels(shape).gather->items(longer_rows(shape), false);
 }
 
 void depthwise_conv3d(const DepthwiseConv3dShape& shape, const void* input, const void* weight,
                       const DepthwiseConv3dEpilogue& epilogue, void* output, int64_t begin,
                       int64_t end) {
-  kernels().gather->run(longer_rows(shape), false, input, weight, epilogue, output, begin, end);
+  kernels(shape).gather->run(longer_rows(shape), false, input, weight, epilogue, output, begin,
+                             end);
 }
 
 int64_t depthwise_conv_transpose3d_items(const DepthwiseConv3dShape& shape) {
-  return kernels().gather->items(longer_rows(shape), true);
+  return kernels(shape).gather->items(longer_rows(shape), true);
 }
 
 void depthwise_conv_transpose3d(const DepthwiseConv3dShape& shape, const void* input,
                                 const void* weight, const void* bias, void* output, int64_t begin,
                                 int64_t end) {
-  kernels().gather->run(longer_rows(shape), true, input, weight, {.bias = bias}, output, begin,
-                        end);
+  kernels(shape).gather->run(longer_rows(shape), true, input, weight, {.bias = bias}, output, begin,
+                             end);
 }
 
 int64_t depthwise_conv3d_grad_weight_items(const DepthwiseConv3dShape& shape) {
-  return kernels().grad_weight->items(longer_rows(shape));
+  return kernels(shape).grad_weight->items(longer_rows(shape));
 }
 
 int64_t depthwise_conv3d_grad_weight_scratch(const DepthwiseConv3dShape& shape) {
-  return kernels().grad_weight->scratch(longer_rows(shape));
+  return kernels(shape).grad_weight->scratch(longer_rows(shape));
 }
 
 void depthwise_conv3d_grad_weight(const DepthwiseConv3dShape& shape, const void* grad_output,
                                   const void* input, void* scratch, int64_t begin, int64_t end) {
-  kernels().grad_weight->run(longer_rows(shape), grad_output, input, scratch, begin, end);
+  kernels(shape).grad_weight->run(longer_rows(shape), grad_output, input, scratch, begin, end);
 }
 
 void depthwise_conv3d_grad_weight_finish(const DepthwiseConv3dShape& shape, const void* scratch,
                                          void* grad_weight, void* grad_bias) {
-  kernels().grad_weight->finish(longer_rows(shape), scratch, grad_weight, grad_bias);
+  kernels(shape).grad_weight->finish(longer_rows(shape), scratch, grad_weight, grad_bias);
 }
 
 }  // namespace vmf

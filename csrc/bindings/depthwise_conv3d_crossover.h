@@ -31,7 +31,7 @@ struct Crossover {
 
   bool avx512, several_threads;
   int64_t channels, kernel_t, taps, positions, elements;
-  bool idle_lanes;  // channels fill a vector half, and are packed
+  bool idle_lanes;  // channels are more than half a vector and less than a whole one
 };
 
 // In bfloat16, where the CPU multiplies it: oneDNN's kernels for that are ahead of ours, which
@@ -44,7 +44,7 @@ inline bool slower_in_bfloat16(const Crossover& c) {
 #endif
   if (!native || !c.avx512 || (c.taps > 1 && c.positions < 10 * 10)) return false;
   if (c.idle_lanes) return c.elements >= 300000 && (c.taps == 1 || c.positions >= 28 * 28);
-  if (c.taps > 9 || (c.taps == 1 && c.kernel_t > 3 && c.several_threads)) return false;
+  if (c.taps > 9 || c.taps == 1) return false;
   const bool early = !c.several_threads && c.kernel_t <= 3;
   return c.elements >= (early ? 350000 : 1250000) && (c.kernel_t > 1 || c.elements <= 2500000);
 }
@@ -67,23 +67,10 @@ inline const char* slower_than_pytorch(const DepthwiseConv3dShape& s) {
                : nullptr;
   }
   if (s.dtype != DType::f32) return nullptr;  // oneDNN has no such kernel
-  if (c.avx512) {
-    const bool slower = c.taps == 1 ? c.several_threads : c.positions >= 28 * 28;
-    return c.idle_lanes && slower && c.elements >= 250000
-               ? "PyTorch is faster here: channels that leave lanes idle are packed (0.3 to 0.95 "
-                 "of its speed)"
-               : nullptr;
-  }
-  if (current_isa() != std::string("avx2") || c.taps > 1 || c.kernel_t == 1) return nullptr;
-  // In one thread PyTorch takes another road, 5 to 15 times slower.
-  const bool frames =
-      c.channels >= 96 && c.positions <= 34 * 34 && c.positions * c.channels <= 302000;
-  const bool large = c.kernel_t <= 3
-                         ? c.elements >= 1125000
-                         : c.kernel_t == 5 && c.elements >= 2250000 && c.elements <= 3000000;
-  return c.several_threads && frames && large
-             ? "PyTorch is faster here: a kernel along T in several threads (0.3 to 0.98 of its "
-               "speed)"
+  const bool packed = c.idle_lanes && c.kernel_t * c.taps == 27;
+  return packed && c.positions >= 28 * 28 && c.elements >= 250000
+             ? "PyTorch is faster here: channels that leave lanes idle are packed (0.6 to 0.85 of "
+               "its speed)"
              : nullptr;
 }
 

@@ -14,6 +14,7 @@
 #include "depthwise_conv3d_plan.h"
 #include "depthwise_conv3d_prefetch.h"
 #include "depthwise_conv3d_row.h"
+#include "depthwise_conv3d_split.h"
 #include "vmf/isa.h"
 
 namespace vmf {

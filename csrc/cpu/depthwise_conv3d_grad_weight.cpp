@@ -16,6 +16,7 @@
 #include "depthwise_conv3d_lanes.h"
 #include "depthwise_conv3d_plan.h"
 #include "depthwise_conv3d_prefetch.h"
+#include "depthwise_conv3d_split.h"
 #include "depthwise_conv3d_sums.h"
 #include "vmf/isa.h"
 
