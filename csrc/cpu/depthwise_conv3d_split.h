@@ -46,11 +46,15 @@ class Split {
     const int64_t kCache = (whole_vectors ? 256 : 384) << 10;
 
     // Threads whose pieces of the tensor written alternate wait for each other's cache lines, so
-    // frames are cut first, where those read by two pieces are read in place. Where rows share
-    // nothing, those frames are all that is read twice: it pays while they are in the cache.
+    // frames are cut first, for a few threads, where those read by two pieces are read in place.
+    // Where rows share nothing, those frames are all that is read twice: it pays while they are in
+    // the cache.
+    constexpr int64_t kWhole = 4;  // pieces of whole frames
     const bool rows_apart = written && h.kernel == 1 && h.to * row_bytes * blocks_ <= 4 * kCache;
     if (written && (h.kernel > 1 || rows_apart)) {
-      while (t_size_ >= 8 && bunches_ * t_parts() < wanted) t_size_ = ceil_div(t_size_, 2);
+      while (t_size_ >= 8 && bunches_ * t_parts() < smaller(wanted, kWhole)) {
+        t_size_ = ceil_div(t_size_, 2);
+      }
     }
 
     // What is held should leave room in the second-level cache for what is written. It is as wide
