@@ -12,8 +12,9 @@ struct Kernels {
   const DepthwiseConv3dGradWeightKernels* grad_weight;
 };
 
-// Whether vectors half as wide suit it better: channels-last tensors with no more channels than
-// half a vector to a whole one are read in place with those, else packed. Many taps pay for that.
+// Whether the kernels with vectors half as wide are faster. They read channels-last tensors in
+// place that have from half of AVX-512's lanes in channels to less than all, which its own kernels
+// pack; 3x3x3 at stride 1 has the arithmetic to pay for that.
 bool suits_half_vectors(const DepthwiseConv3dShape& s) {
   constexpr int64_t kLanes = 16;  // of AVX-512
   if (!s.channels_last || s.multiplier != 1 || s.dtype == DType::f64) return false;
