@@ -51,7 +51,9 @@ class Split {
     // the cache.
     constexpr int64_t kWhole = 4;  // pieces of whole frames
     const bool rows_apart = written && h.kernel == 1 && h.to * row_bytes * blocks_ <= 4 * kCache;
-    if (written && (h.kernel > 1 || rows_apart)) {
+    if (written && frames_apart) {
+      t_size_ = 1;
+    } else if (written && (h.kernel > 1 || rows_apart)) {
       while (t_size_ >= 8 && bunches_ * t_parts() < smaller(wanted, kWhole)) {
         t_size_ = ceil_div(t_size_, 2);
       }
@@ -70,7 +72,6 @@ class Split {
       h_size_ = ceil_div(h_, n);
     }
 
-    if (frames_apart && written) t_size_ = 1;
     while (bunches_ * items_per_bunch() < wanted && split_further(t, h)) continue;
 
     // One item may go over several bunches where that leaves enough.
