@@ -171,7 +171,9 @@ def compare(clip: Tensor, dtype: torch.dtype) -> dict[str, float]:
     """Relative differences of what the models compute, before and after, from the same weights.
 
     In one layout: in the other PyTorch's BatchNorms round otherwise, and the gradients of an
-    untrained network, whose ReLUs then switch elsewhere, differ by percents in float32.
+    untrained network, whose ReLUs then switch elsewhere, differ by percents in float32. One clip of
+    4 x 32 x 32 leaves the last BatchNorms four values, whose variance may be next to nothing: it
+    then magnifies roundings a thousand times more than in two such clips.
     """
     torch.manual_seed(0)
     before, clip = in_channels_last(x3d_s()).to(dtype), clip.to(dtype)
@@ -195,12 +197,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=160, help="height and width (160)")
     parser.add_argument("--rounds", type=int, default=7, help="timed ones of each model (7)")
     arguments = parser.parse_args(argv)
+    torch.manual_seed(0)
     clip = torch.randn(arguments.batch, 3, arguments.frames, arguments.size, arguments.size)
 
     model = accelerate(x3d_s())
     print(explain(model, clip))
     restore(model)
-    for dtype, most in ((torch.float32, math.inf), (torch.float64, 1e-9)):
+    for dtype, most in ((torch.float32, math.inf), (torch.float64, 1e-10)):
         errors = compare(clip, dtype)
         told = ", ".join(f"{name} {error:.0e}" for name, error in errors.items())
         print(f"relative differences in {str(dtype).removeprefix('torch.')}: {told}")
