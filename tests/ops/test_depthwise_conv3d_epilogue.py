@@ -158,8 +158,8 @@ def test_explain_tells_of_it() -> None:
 @pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="CPU without bfloat16")
 def test_where_pytorch_convolves_faster_it_follows_in_steps(isa: ModuleType) -> None:
     isa.set_isa("avx512")
-    x = torch.randn(1, 96, 8, 28, 28).bfloat16().contiguous(memory_format=torch.channels_last_3d)
-    w, slopes = torch.randn(96, 1, 3, 3, 3).bfloat16(), (torch.ones(1, 96).bfloat16(),) * 2
+    x = torch.randn(3, 96, 8, 28, 28).bfloat16().contiguous(memory_format=torch.channels_last_3d)
+    w, slopes = torch.randn(96, 1, 3, 3, 3).bfloat16(), (torch.ones(3, 96).bfloat16(),) * 2
     for activation in ("silu", slopes):
         options = {"padding": 1, "activation": activation, "residual": x}
         [record] = explain(depthwise_conv3d, x, w, **options)
