@@ -1,8 +1,4 @@
-"""GPU kernels: forward and input gradient in one, and the weight gradient.
-
-Both take a tile of positions (of one frame, flattened) times channels, for several frames at once:
-what is loaded for one tap in H and W serves all taps in T.
-"""
+"""GPU kernel of the forward pass and of the input gradient, which is the same the other way."""
 
 import math
 from dataclasses import dataclass
@@ -15,55 +11,21 @@ from torch import Tensor
 from vmf_kernels import tiles
 from vmf_kernels.layout import empty_in_layout, is_channels_last
 from vmf_kernels.ops.depthwise_conv3d.geometry import output_size
-from vmf_kernels.tiles import ceil_div, power_of_2
-from vmf_kernels.triton_kernels import Launch, dense, sum_launch
-
-Triple = tuple[int, ...]  # T, H, W
-# What one compiled kernel serves whatever its value: else a new size would be a new compilation.
-SIZES = ("units", "tiles_c", "tiles_p", "tiles_t") + tuple(
-    f"{kind}_{axis}" for kind in ("from", "to", "off") for axis in "thw"
+from vmf_kernels.ops.depthwise_conv3d.triton_grad_weight import depthwise_conv3d_grad_weight
+from vmf_kernels.ops.depthwise_conv3d.triton_tile import (
+    SIZES,
+    Triple,
+    blocks,
+    frame_inside,
+    frame_start,
+    offsets,
+    put,
+    zeros,
 )
+from vmf_kernels.tiles import ceil_div
+from vmf_kernels.triton_kernels import Launch, dense
 
-
-@triton.jit
-def _offsets(h, w, c, width, positions, channels, frames, CHANNELS_LAST: tl.constexpr):
-    """Of the elements at rows h and columns w of one frame. [BLOCK_P, BLOCK_C]"""
-    if CHANNELS_LAST:
-        return (h * width + w)[:, None] * channels + c[None, :]
-    else:
-        return (h * width + w)[:, None] + c[None, :].to(tl.int64) * (frames * positions)
-
-
-@triton.jit
-def _frame(i_b, t, positions, channels, frames, CHANNELS_LAST: tl.constexpr):
-    """Where frame t of sample i_b begins."""
-    if CHANNELS_LAST:
-        return (i_b * frames + t) * positions * channels
-    else:
-        return (i_b * channels * frames + t) * positions
-
-
-@triton.jit
-def _inside(t, frames, BLOCK_P: tl.constexpr):
-    """Whether frame t is one, for each position: masks are blocks. [BLOCK_P, 1]"""
-    b_t = (t + tl.zeros([BLOCK_P], tl.int32))[:, None]
-    return (b_t >= 0) & (b_t < frames)
-
-
-@triton.jit
-def _put(b_all, INDEX: tl.constexpr, b_new):
-    """The tuple with one element replaced."""
-    return b_all[:INDEX] + (b_new,) + b_all[INDEX + 1 :]
-
-
-@triton.jit
-def _zeros(COUNT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """A tuple of blocks."""
-    b_zero = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
-    b_all = (b_zero,)
-    for _ in tl.static_range(COUNT - 1):
-        b_all = b_all + (b_zero,)  # type: ignore[assignment]
-    return b_all
+__all__ = ["depthwise_conv3d", "depthwise_conv3d_grad_weight", "depthwise_conv_transpose3d"]
 
 
 @triton.jit
@@ -77,22 +39,9 @@ def _add_tap(
     if Q * DIL == AHEAD and Q >= 0 and Q < TAPS:
         kt = k_t + Q * OUT
         b_w = tl.load(p_tap + kt * stride, mask=m_c & (kt + 0 * c < KT), other=0.0)
-        return _put(b_y, A, b_y[A] + b_x * b_w.to(tl.float32)[None, :])
+        return put(b_y, A, b_y[A] + b_x * b_w.to(tl.float32)[None, :])
     else:
         return b_y
-
-
-@triton.jit
-def _add_product(
-    b_sums, b_g, b_x, INDEX: tl.constexpr, AHEAD: tl.constexpr, STRIDE: tl.constexpr,
-    FRAMES: tl.constexpr,
-):  # fmt: skip
-    """Adds to one sum what frame AHEAD / STRIDE gives with b_x, if there is one."""
-    A: tl.constexpr = AHEAD // STRIDE
-    if A * STRIDE == AHEAD and A >= 0 and A < FRAMES:
-        return _put(b_sums, INDEX, b_sums[INDEX] + b_g[A] * b_x)
-    else:
-        return b_sums
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -142,7 +91,7 @@ def _gather(
     REACH: tl.constexpr = (TAPS_T - 1) * DIL_T
     FIRST: tl.constexpr = min(REACH, 0)
     LOADS: tl.constexpr = (FRAMES - 1) * IN_T + max(REACH, -REACH) + 1
-    b_y = _zeros(FRAMES, BLOCK_P, BLOCK_C)
+    b_y = zeros(FRAMES, BLOCK_P, BLOCK_C)
     from_positions = from_h * from_w
     read = channels // SHARE * REPEAT
     for q_h in range((KH - k_h + OUT_H - 1) // OUT_H):
@@ -159,7 +108,7 @@ def _gather(
                     source = c // SHARE
                 else:
                     source = c
-                o_x = _offsets(h, w, source, from_w, from_positions, read, from_t, CHANNELS_LAST)
+                o_x = offsets(h, w, source, from_w, from_positions, read, from_t, CHANNELS_LAST)
                 weight_c = source if REPEAT > 1 else c
                 if BY_TAPS:
                     stride = KH * KW * REPEAT * channels
@@ -169,8 +118,10 @@ def _gather(
                     p_tap = p_w + tap + weight_c * (KT * KH * KW)
                 for load in tl.static_range(LOADS):
                     t = base_t + FIRST + load
-                    o_t = _frame(i_b, t.to(tl.int64), from_positions, read, from_t, CHANNELS_LAST)
-                    m_t = m_x & _inside(t, from_t, BLOCK_P)
+                    o_t = frame_start(
+                        i_b, t.to(tl.int64), from_positions, read, from_t, CHANNELS_LAST
+                    )
+                    m_t = m_x & frame_inside(t, from_t, BLOCK_P)
                     b_x = tl.load(p_x + o_t + o_x, mask=m_t, other=0.0).to(tl.float32)
                     for a in tl.static_range(FRAMES):
                         b_y = _add_tap(
@@ -179,114 +130,15 @@ def _gather(
                         )  # fmt: skip
     h, w = ii_h * OUT_H + r_h, ii_w * OUT_W + r_w
     m_y = ((h < to_h) & (w < to_w))[:, None] & m_c[None, :]
-    o_y = _offsets(h, w, c, to_w, to_h * to_w, channels, to_t, CHANNELS_LAST)
+    o_y = offsets(h, w, c, to_w, to_h * to_w, channels, to_t, CHANNELS_LAST)
     b_bias = tl.zeros([BLOCK_C], tl.float32)
     if p_bias is not None:
         b_bias = tl.load(p_bias + c, mask=m_c, other=0.0).to(tl.float32)
     for a in tl.static_range(FRAMES):
         t = (i_t * FRAMES + a) * OUT_T + r_t
-        o_t = _frame(i_b, t.to(tl.int64), to_h * to_w, channels, to_t, CHANNELS_LAST)
+        o_t = frame_start(i_b, t.to(tl.int64), to_h * to_w, channels, to_t, CHANNELS_LAST)
         b_out = (b_y[a] + b_bias[None, :]).to(p_y.dtype.element_ty)
-        tl.store(p_y + o_t + o_y, b_out, mask=m_y & _inside(t, to_t, BLOCK_P))
-
-
-@triton.jit(do_not_specialize=(*SIZES, "splits", "steps", "every"))
-def _sums(
-    p_g, p_x, p_gw, p_gb,
-    units, from_t, from_h, from_w, to_t, to_h, to_w, off_t, off_h, off_w,
-    tiles_c, tiles_p, tiles_t, groups_w, splits, steps, every, part,
-    ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr, SHARE: tl.constexpr,
-    KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    IN_T: tl.constexpr, IN_H: tl.constexpr, IN_W: tl.constexpr,
-    DIL_T: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
-    GROUP_H: tl.constexpr, GROUP_W: tl.constexpr,
-    FRAMES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """Sums of g x for the taps of one group, over `steps` of `every` tiles of positions.
-
-    They go to row `split` of partial results, `part` elements a row, in the weight's own order.
-    """
-    pid = tl.program_id(0).to(tl.int64)
-    i_c = (pid % tiles_c).to(tl.int32)
-    pid = pid // tiles_c
-    group = (pid // splits).to(tl.int32)
-    i_s = pid % splits
-    k_h, k_w = group // groups_w * GROUP_H, group % groups_w * GROUP_W
-    channels = units * ALIGN
-    c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_c = c < channels
-    LOADS: tl.constexpr = (FRAMES - 1) * IN_T + (KT - 1) * DIL_T + 1
-    b_sums = _zeros(KT * GROUP_H * GROUP_W, BLOCK_P, BLOCK_C)
-    b_bias = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
-    for step in range(steps):
-        i = i_s * steps + step
-        p = (i % tiles_p).to(tl.int32) * BLOCK_P + tl.arange(0, BLOCK_P)
-        first = (i // tiles_p % tiles_t).to(tl.int32) * FRAMES
-        i_b = i // tiles_p // tiles_t
-        h, w = p // to_w, p % to_w
-        m_p = (h < to_h) & (i + tl.zeros([BLOCK_P], tl.int64) < every)
-        o_g = _offsets(h, w, c, to_w, to_h * to_w, channels, to_t, CHANNELS_LAST)
-        b_g = _zeros(FRAMES, BLOCK_P, BLOCK_C)
-        for a in tl.static_range(FRAMES):
-            t = first + a
-            o_t = _frame(i_b, t.to(tl.int64), to_h * to_w, channels, to_t, CHANNELS_LAST)
-            m_g = m_p[:, None] & m_c[None, :] & _inside(t, to_t, BLOCK_P)
-            b_one = tl.load(p_g + o_t + o_g, mask=m_g, other=0.0).to(tl.float32)
-            b_bias += b_one
-            b_g = _put(b_g, a, b_one)
-        for g_h in tl.static_range(GROUP_H):
-            x_h = h * IN_H + (off_h + (k_h + g_h) * DIL_H)
-            for g_w in tl.static_range(GROUP_W):
-                x_w = w * IN_W + (off_w + (k_w + g_w) * DIL_W)
-                m_x = m_p & (x_h >= 0) & (x_h < from_h) & (x_w >= 0) & (x_w < from_w)
-                o_x = _offsets(
-                    x_h, x_w, c // SHARE, from_w, from_h * from_w, channels // SHARE, from_t,
-                    CHANNELS_LAST,
-                )  # fmt: skip
-                for load in tl.static_range(LOADS):
-                    t = first * IN_T + off_t + load
-                    o_t = _frame(
-                        i_b, t.to(tl.int64), from_h * from_w, channels // SHARE, from_t,
-                        CHANNELS_LAST,
-                    )  # fmt: skip
-                    m_t = m_x[:, None] & m_c[None, :] & _inside(t, from_t, BLOCK_P)
-                    b_x = tl.load(p_x + o_t + o_x, mask=m_t, other=0.0).to(tl.float32)
-                    for k_t in tl.static_range(KT):
-                        b_sums = _add_product(
-                            b_sums, b_g, b_x, (k_t * GROUP_H + g_h) * GROUP_W + g_w,
-                            load - k_t * DIL_T, IN_T, FRAMES,
-                        )  # fmt: skip
-    o_c = i_s * part + c.to(tl.int64) * (KT * KH * KW)
-    for k_t in tl.static_range(KT):
-        for g_h in tl.static_range(GROUP_H):
-            for g_w in tl.static_range(GROUP_W):
-                tap = (k_t * KH + k_h + g_h) * KW + k_w + g_w
-                real = ((k_h + g_h < KH) & (k_w + g_w < KW)).to(tl.int32)
-                b_one = b_sums[(k_t * GROUP_H + g_h) * GROUP_W + g_w]
-                b_sum = tl.sum(b_one, 0).to(p_gw.dtype.element_ty)
-                tl.store(p_gw + o_c + tap, b_sum, mask=m_c & (real + 0 * c > 0))
-    b_sum = tl.sum(b_bias, 0).to(p_gb.dtype.element_ty)
-    tl.store(p_gb + i_s * part + c, b_sum, mask=m_c & (group + 0 * c == 0))
-
-
-# What a tile costs beside its frames' loads and stores, counted in those.
-TILE_COST = 4
-
-
-def _blocks(
-    tile: tiles.Tile, channels: int, frames: int, positions: int, step: int, reach: int
-) -> tuple[int, int, int]:
-    """Frames, positions and channels of a tile; f frames read (f - 1) step + reach + 1."""
-    block_c = tiles.snug_block(channels, min(16, tile["channels"]), tile["channels"])
-    block_p = min(max(1, tile["elements"] // block_c), power_of_2(positions))
-
-    def cost(block_t: int) -> int:
-        loads = (block_t - 1) * step + reach + 1
-        return ceil_div(frames, block_t) * (loads + block_t + TILE_COST)
-
-    sizes = [1 << i for i in range(tile["frames"].bit_length())]
-    block_t = min((s for s in sizes if s < 2 * frames), key=lambda s: (cost(s), -s))
-    return block_t, block_p, block_c
+        tl.store(p_y + o_t + o_y, b_out, mask=m_y & frame_inside(t, to_t, BLOCK_P))
 
 
 @dataclass(frozen=True)
@@ -329,7 +181,7 @@ def _gather_launch(of: Geometry, transposed: bool) -> tuple[bool, Launch]:
     taps = math.prod(of.kernel)
     tile = tiles.choose("depthwise_conv3d", "gather", of.dtype, of.device, of.last, taps=taps)
     reach = (ceil_div(of.kernel[0], out[0]) - 1) * of.dilation[0]
-    block_t, block_p, block_c = _blocks(tile, channels, frames, positions, into[0], reach)
+    block_t, block_p, block_c = blocks(tile, channels, frames, positions, into[0], reach)
     tiles_c, tiles_p = ceil_div(channels, block_c), ceil_div(positions, block_p)
     tiles_t = ceil_div(frames, block_t)
     align = tiles.alignment(channels)
@@ -373,42 +225,6 @@ def _transpose_plan(
         tuple(weight[2:]), stride, padding[::2], dilation, last, dtype, device,
     )  # fmt: skip
     return _gather_launch(of, True)
-
-
-@tiles.planned
-def _grad_weight_plan(
-    shape: tuple[int, ...], output: tuple[int, ...], kernel: Triple, stride: Triple,
-    padding: tuple[int, ...], dilation: Triple, last: bool, dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[int, Launch, Launch | None]:  # fmt: skip
-    """Splits, the launch, and that of the second stage."""
-    batch, channels, *to_size = output
-    kt, kh, kw = kernel
-    tile = tiles.choose("depthwise_conv3d", "sums", dtype, device, last)
-    group_w = min(kw, max(1, tile["sums"] // kt))
-    group_h = min(kh, max(1, tile["sums"] // (kt * group_w)))
-    groups_h, groups_w = ceil_div(kh, group_h), ceil_div(kw, group_w)
-    positions = to_size[1] * to_size[2]
-    reach = (kt - 1) * dilation[0]
-    block_t, block_p, block_c = _blocks(tile, channels, to_size[0], positions, stride[0], reach)
-    tiles_c, tiles_p = ceil_div(channels, block_c), ceil_div(positions, block_p)
-    tiles_t = ceil_div(to_size[0], block_t)
-    every = batch * tiles_t * tiles_p
-    wanted = ceil_div(tile["programs"], tiles_c * groups_h * groups_w)
-    steps = max(1, min(tile["steps"], every // wanted))
-    splits = max(1, ceil_div(every, steps))  # sums of nothing are zero, and must be written
-    taps = math.prod(kernel) * channels
-    align = tiles.alignment(channels)
-    names = (f"{kind}_{axis}" for kind in ("IN", "DIL") for axis in "THW")
-    sizes = dict(zip(("KT", "KH", "KW", *names), (*kernel, *stride, *dilation), strict=True))
-    first = Launch(
-        _sums, tiles_c * groups_h * groups_w * splits,
-        channels // align, *shape[2:], *to_size, *(-p for p in padding[::2]),
-        tiles_c, tiles_p, tiles_t, groups_w, splits, steps, every, taps + channels,
-        warps=tile["warps"], ALIGN=align, CHANNELS_LAST=last, SHARE=channels // shape[1], **sizes,
-        GROUP_H=group_h, GROUP_W=group_w, FRAMES=block_t, BLOCK_P=block_p, BLOCK_C=block_c,
-    )  # fmt: skip
-    return splits, first, sum_launch(splits, taps, channels) if splits > 1 else None
 
 
 def _laid(weight: Tensor, by_taps: bool) -> Tensor:
@@ -456,30 +272,3 @@ def depthwise_conv_transpose3d(
     bias = None if bias is None else bias.contiguous()
     launch(dense(input, last), _laid(weight, by_taps), bias, output)
     return output
-
-
-def depthwise_conv3d_grad_weight(
-    grad_output: Tensor,
-    input: Tensor,
-    kernel_size: list[int],
-    stride: Triple,
-    padding: tuple[int, ...],
-    dilation: Triple,
-) -> tuple[Tensor, Tensor]:
-    """Launches the kernel of the sums, and the sum of its parts where there are several."""
-    last = is_channels_last(input)
-    channels = grad_output.shape[1]
-    splits, first, second = _grad_weight_plan(
-        input.shape, grad_output.shape, tuple(kernel_size), tuple(stride), tuple(padding),
-        tuple(dilation), last, input.dtype, input.device,
-    )  # fmt: skip
-    grad_weight = input.new_empty((channels, 1, *kernel_size))
-    grad_bias = input.new_empty((channels,))
-    part_weight, part_bias = grad_weight, grad_bias
-    if second is not None:
-        parts = input.new_empty((splits, grad_weight.numel() + channels), dtype=torch.float32)
-        part_weight, part_bias = parts[:, : grad_weight.numel()], parts[:, grad_weight.numel() :]
-    first(dense(grad_output, last), dense(input, last), part_weight, part_bias)
-    if second is not None:
-        second(parts, grad_weight, grad_bias)
-    return grad_weight, grad_bias
