@@ -11,21 +11,20 @@
 namespace vmf::bindings {
 namespace {
 
-// The settings are those of the convolution from `output_size` to the size of the input.
-Tensor transpose(Tensor input, Tensor weight, std::optional<Tensor> bias, Ints output_size,
-                 Ints stride, Ints padding, Ints dilation) {
-  check_same_dtype(input, weight);
-  STD_TORCH_CHECK(input.dim() == 5, "depthwise_conv_transpose3d: input must be (N, C, T, H, W)");
-  const bool channels_last = is_channels_last(input);
-  const auto shape = make_shape(output_size, weight.size(0), kernel_of(weight), stride, padding,
-                                dilation, channels_last, dtype_of(input));
-  STD_TORCH_CHECK(sizes_of(input) == output_sizes(shape),
-                  "depthwise_conv_transpose3d: the output's size does not go with the input's");
-  check_bias("depthwise_conv_transpose3d", input, bias, shape.channels);
+// The shape of the convolution from `output_size` to the size of the input, with its settings.
+DepthwiseConv3dShape shape_of(const Tensor& input, const Tensor& weight, const Ints& output_size,
+                              const Ints& stride, const Ints& padding, const Ints& dilation) {
+  return make_shape(output_size, weight.size(0), kernel_of(weight), stride, padding, dilation,
+                    is_channels_last(input), dtype_of(input));
+}
+
+// Of tensors that were checked.
+Tensor run(const DepthwiseConv3dShape& shape, Tensor input, Tensor weight,
+           std::optional<Tensor> bias, const Ints& output_size) {
   const void* b = dense_data(bias);
-  input = dense(input, channels_last);
+  input = dense(input, shape.channels_last);
   weight = dense(weight);
-  Tensor output = empty(input, output_size, channels_last);
+  Tensor output = empty(input, output_size, shape.channels_last);
   const void* x = input.const_data_ptr();
   const void* w = weight.const_data_ptr();
   void* y = output.mutable_data_ptr();
@@ -34,6 +33,17 @@ Tensor transpose(Tensor input, Tensor weight, std::optional<Tensor> bias, Ints o
              depthwise_conv_transpose3d(shape, x, w, b, y, begin, end);
            });
   return output;
+}
+
+Tensor transpose(Tensor input, Tensor weight, std::optional<Tensor> bias, Ints output_size,
+                 Ints stride, Ints padding, Ints dilation) {
+  check_same_dtype(input, weight);
+  STD_TORCH_CHECK(input.dim() == 5, "depthwise_conv_transpose3d: input must be (N, C, T, H, W)");
+  const auto shape = shape_of(input, weight, output_size, stride, padding, dilation);
+  STD_TORCH_CHECK(sizes_of(input) == output_sizes(shape),
+                  "depthwise_conv_transpose3d: the output's size does not go with the input's");
+  check_bias("depthwise_conv_transpose3d", input, bias, shape.channels);
+  return run(shape, std::move(input), std::move(weight), std::move(bias), output_size);
 }
 
 // Size of the output along an axis; refuses what is no convolution's gradient.
@@ -78,11 +88,11 @@ Prepared normalise(Tensor input, Tensor weight, std::optional<Tensor> bias, Trip
 // The public function without gradients.
 Tensor infer(Tensor input, Tensor weight, std::optional<Tensor> bias, Triple stride, Triple padding,
              Triple output_padding, Triple dilation) {
-  auto [side, strides, pads, more, dilations] =
+  const auto [side, strides, pads, more, dilations] =
       normalise(input, weight, bias, stride, padding, output_padding, dilation);
   const Ints size = {input.size(0), input.size(1), side[0], side[1], side[2]};
-  return transpose(std::move(input), std::move(weight), std::move(bias), size, std::move(strides),
-                   std::move(pads), std::move(dilations));
+  const auto shape = shape_of(input, weight, size, strides, pads, dilations);
+  return run(shape, std::move(input), std::move(weight), std::move(bias), size);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vmf_kernels, CPU, library) {
