@@ -29,6 +29,7 @@ class Comparison:
         times: of everything that ran. "ours" is among them only if its numbers are right.
         reasons: of everything that did not run, or whose numbers are wrong.
         traffic: what the op cannot avoid, where there is a model of it.
+        kernel_traffic: what our kernels request and execute, by layout, where that was counted.
         groups: kinds of the case, each with a geometric mean of its own.
         peak_bytes: memory at its highest beyond what was held before, where it was measured.
     """
@@ -42,6 +43,7 @@ class Comparison:
     times: Times[Key] = field(default_factory=Times)
     reasons: dict[Key, str] = field(default_factory=dict)
     traffic: Traffic | None = None
+    kernel_traffic: dict[str, Traffic] = field(default_factory=dict)
     groups: tuple[str, ...] = ()
     peak_bytes: dict[Key, int] = field(default_factory=dict)
 

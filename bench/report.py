@@ -126,14 +126,18 @@ def _times_table(results: list[Comparison], roofline: Roofline) -> str:
     peers = _distinct(key for r in results for key in r.peers)
     header = ["model", "shape", "backend", "layout", "ours ms"]
     header += [f"{name} {layout} ms" for name, layout in peers]
-    header += ["speed-up", "20-80%", "same layout", "MB", "% of roofline"]
+    header += ["speed-up", "20-80%", "same layout", "MB"]
+    counted = any(r.kernel_traffic for r in results)
+    header += ["MB requested", "MFLOP", "MFLOP executed"] if counted else []
+    header += ["% of roofline"]
     rows = []
     for r in results:
         traffic = f"{r.traffic.bytes / 1e6:.1f}" if r.traffic else "-"
         start = [r.case.model, shape(r), r.backend]
         theirs = [milliseconds(r, key) for key in peers]
         if r.wrong:
-            rows.append([*start, "-", "WRONG", *theirs, "none", "-", "-", traffic, "-"])
+            rest = ["-"] * (4 if counted else 1)
+            rows.append([*start, "-", "WRONG", *theirs, "none", "-", "-", traffic, *rest])
         for key in [] if r.wrong else r.ours:
             speedup, same = r.speedup(key), r.speedup(key, same_layout=True)
             share = r.roofline_share(key, roofline)
@@ -147,10 +151,21 @@ def _times_table(results: list[Comparison], roofline: Roofline) -> str:
                     f"{speedup[1]:.2f}-{speedup[2]:.2f}" if speedup else "-",
                     f"{same[0]:.2f}" if same else "-",
                     traffic,
+                    *(_kernel_traffic(r, key[1]) if counted else []),
                     f"{100 * share:.0f}" if share else "-",
                 ]
             )
     return markdown_table(header, rows)
+
+
+def _kernel_traffic(r: Comparison, layout: str) -> list[str]:
+    """Bytes requested, operations that cannot be avoided, operations executed."""
+    found = r.kernel_traffic.get(layout)
+    return [
+        f"{found.bytes / 1e6:.1f}" if found else "-",
+        f"{r.traffic.flops / 1e6:.0f}" if r.traffic else "-",
+        f"{found.flops / 1e6:.0f}" if found else "-",
+    ]
 
 
 def _means(some: list[Layer]) -> list[str]:

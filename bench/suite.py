@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from bench import kernel_traffic
 from bench.cases import Case
 from bench.comparison import OURS, Comparison, Key
 from bench.contenders import (
@@ -115,6 +116,8 @@ def compare(task: Task, plan: Plan) -> Comparison:
         traffic=bench.traffic(case, mode, dtype.itemsize),
         groups=bench.groups(case),
     )
+    if result.backend == "triton":
+        result.kernel_traffic = kernel_traffic.committed(bench.name, case.label, mode, result.dtype)
     if bench.name in plan.red:
         result.reasons = {(OURS, layout): plan.red[bench.name] for layout in LAYOUTS}
         return result

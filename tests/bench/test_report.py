@@ -62,6 +62,22 @@ def test_report_tells_shape_times_speedup_and_who_did_not_run():
     assert "Shrunk" not in text and "reference" not in text and "WRONG" not in text
 
 
+def test_report_tells_what_kernels_request_and_execute_where_it_was_counted():
+    counted = comparison(backend="triton", kernel_traffic={LAST: Traffic(2_000_000, 3_000_000)})
+    text = op_report("dynamic_relu", [counted, comparison()], ROOFLINE)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    header, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    start = header.index("MB")
+    assert header[start:] == ["MB", "MB requested", "MFLOP", "MFLOP executed", "% of roofline"]
+    found = {(row[2], row[3]): row[start:-1] for row in rows if row[0] == "net"}
+    assert found["triton", LAST] == ["0.0", "2.0", "0", "3"]
+    assert found["triton", FIRST] == found["cpu", LAST] == ["0.0", "-", "0", "-"]
+    wrong = comparison(kernel_traffic={LAST: Traffic(1, 1)}, reasons={("ours", LAST): "off"})
+    text = op_report("dynamic_relu", [wrong], ROOFLINE)
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("| ")}
+    assert "WRONG" in text and len(widths) == 1
+
+
 def test_report_names_what_was_shrunk_and_what_is_only_the_reference():
     result = comparison(full_batch=8, backend="reference")
     text = op_report("dynamic_relu", [result], ROOFLINE)

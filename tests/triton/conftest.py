@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.kernel_traffic import patching_once
 from tests.conftest import Implementation
 from vmf_kernels import _triton, use_backend
 
@@ -52,6 +53,8 @@ def triton_backend(
             wide = (handle.data.astype(np.uint32) << 16).view(np.float32)
             return interpreter.TensorHandle(wide, tl.float32)
 
+        once = patching_once(interpreter._patch_lang)
+        monkeypatch.setattr(interpreter, "_patch_lang", once)
         monkeypatch.setattr(interpreter, "_convert_float", rounding)
         monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", widening)
         monkeypatch.setattr(_triton, "INTERPRETED", True)
