@@ -233,12 +233,13 @@ def committed(op: str, shape: str, mode: str, dtype: str) -> dict[str, Traffic]:
 @cache
 def _table() -> dict[tuple[str, ...], Traffic]:
     return {
-        _which(row): Traffic(int(row["loaded_bytes"]) + int(row["stored_bytes"]), int(row["flops"]))
+        key_of(row): Traffic(int(row["loaded_bytes"]) + int(row["stored_bytes"]), int(row["flops"]))
         for row in read(PATH).rows
     }
 
 
-def _which(row: Row) -> tuple[str, ...]:
+def key_of(row: Row) -> tuple[str, ...]:
+    """Op, shape, mode, dtype and layout of a row."""
     return tuple(row[name] for name in WHICH)
 
 
@@ -302,9 +303,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     table = {}
     if (arguments.only or arguments.sample) and arguments.out.exists():
-        table = {_which(row): row for row in read(arguments.out).rows}
+        table = {key_of(row): row for row in read(arguments.out).rows}
     for row in rows(re.compile(arguments.only), arguments.sample, tell):
-        table[_which(row)] = row
+        table[key_of(row)] = row
     facts = {"programs of a launch": f"{PROGRAMS}, of convolutions {PROGRAMS_OF_CONVOLUTIONS}"}
     write_atomically(arguments.out, table_text(table.values(), COLUMNS, facts))
     tell(f"wrote {arguments.out}")

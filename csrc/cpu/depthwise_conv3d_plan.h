@@ -220,7 +220,7 @@ inline bool columns_collide(const Shape& s) {
 inline bool lines_collide(const Shape& s, const Axis& t, const Axis& h, const Axis& w) {
   const int64_t column_bytes = s.channels * storage_bytes(s.dtype);
   const int64_t apart = smaller(column_bytes & -column_bytes, 4096);
-  const int64_t lines = t.span(1) * h.span(1) * w.span(8), fit = 12 * 4096 / larger(apart, 64);
+  const int64_t lines = t.span(1) * h.span(1) * w.span(8), fit = 12 * 4096 / apart;
   return VMF_VECTOR_BYTES < 64 && apart >= 256 && 2 * lines > 3 * fit && 3 * w.from >= 5 * w.kernel;
 }
 

@@ -69,7 +69,7 @@ def test_the_table_has_every_case_and_none_below_what_is_unavoidable():
                     least[which] = bench.traffic(case, mode, dtype.itemsize)
                     expected |= {(*which, layout) for layout in LAYOUTS}
     table = read(kernel_traffic.PATH).rows
-    assert {tuple(row[name] for name in kernel_traffic.WHICH) for row in table} == expected
+    assert {kernel_traffic.key_of(row) for row in table} == expected
     for op, shape, mode, dtype, layout in expected:
         found = kernel_traffic.committed(op, shape, mode, dtype)[layout]
         # Some programs stand for all of them: those at a border count for more or for less.
@@ -86,11 +86,7 @@ def test_the_table_is_of_these_kernels(op: str):
     for layout in LAYOUTS:
         found = kernel_traffic.count(bench, case, TRAINING, torch.float32, layout)
         which = (op, case.label, TRAINING, "float32", layout)
-        [row] = [
-            row
-            for row in read(kernel_traffic.PATH).rows
-            if tuple(row[name] for name in kernel_traffic.WHICH) == which
-        ]
+        [row] = [r for r in read(kernel_traffic.PATH).rows if kernel_traffic.key_of(r) == which]
         told = (row["loaded_bytes"], row["stored_bytes"], row["flops"])
         assert told == (f"{found.loaded:.0f}", f"{found.stored:.0f}", f"{found.flops:.0f}")
 
