@@ -37,16 +37,16 @@ const Kernels& kernels(const DepthwiseConv3dShape& shape) {
   return table[isa == 2 && suits_half_vectors(shape) ? 1 : isa];
 }
 
-// The same convolution with several rows as one, where a kernel only goes along T: a row is the run
-// of columns that the kernels set up for, and those of small maps are short.
-DepthwiseConv3dShape longer_rows(DepthwiseConv3dShape s) {
-  constexpr int64_t kMostColumns = 196;
+// The same convolution with several rows as one, of `most` columns if it can be, where a kernel
+// only goes along T: a row is the run of columns that the kernels set up for, and those of small
+// maps are short.
+DepthwiseConv3dShape longer_rows(DepthwiseConv3dShape s, int64_t most = 196) {
   for (int i = 1; i < 3; ++i) {
     if (s.kernel[i] != 1 || s.stride[i] != 1 || s.padding[i] != 0) return s;
     if (s.output[i] != s.input[i]) return s;
   }
   for (int64_t rows = s.input[1]; rows > 1; --rows) {
-    if (s.input[1] % rows != 0 || rows * s.input[2] > kMostColumns) continue;
+    if (s.input[1] % rows != 0 || rows * s.input[2] > most) continue;
     for (auto* size : {s.input, s.output}) {
       size[1] /= rows;
       size[2] *= rows;
@@ -55,6 +55,9 @@ DepthwiseConv3dShape longer_rows(DepthwiseConv3dShape s) {
   }
   return s;
 }
+
+// The weight gradient's are shorter: vectors take turns while a row is in the first-level cache.
+DepthwiseConv3dShape rows_to_sum(const DepthwiseConv3dShape& s) { return longer_rows(s, 64); }
 
 }  // namespace
 
@@ -81,21 +84,21 @@ void depthwise_conv_transpose3d(const DepthwiseConv3dShape& shape, const void* i
 }
 
 int64_t depthwise_conv3d_grad_weight_items(const DepthwiseConv3dShape& shape) {
-  return kernels(shape).grad_weight->items(longer_rows(shape));
+  return kernels(shape).grad_weight->items(rows_to_sum(shape));
 }
 
 int64_t depthwise_conv3d_grad_weight_scratch(const DepthwiseConv3dShape& shape) {
-  return kernels(shape).grad_weight->scratch(longer_rows(shape));
+  return kernels(shape).grad_weight->scratch(rows_to_sum(shape));
 }
 
 void depthwise_conv3d_grad_weight(const DepthwiseConv3dShape& shape, const void* grad_output,
                                   const void* input, void* scratch, int64_t begin, int64_t end) {
-  kernels(shape).grad_weight->run(longer_rows(shape), grad_output, input, scratch, begin, end);
+  kernels(shape).grad_weight->run(rows_to_sum(shape), grad_output, input, scratch, begin, end);
 }
 
 void depthwise_conv3d_grad_weight_finish(const DepthwiseConv3dShape& shape, const void* scratch,
                                          void* grad_weight, void* grad_bias) {
-  kernels(shape).grad_weight->finish(longer_rows(shape), scratch, grad_weight, grad_bias);
+  kernels(shape).grad_weight->finish(rows_to_sum(shape), scratch, grad_weight, grad_bias);
 }
 
 }  // namespace vmf

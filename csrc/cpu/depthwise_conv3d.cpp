@@ -30,7 +30,8 @@ struct GatherPlan {
         channels(transposed ? s.channels : s.channels * s.multiplier),
         repeat(transposed ? s.multiplier : 1),
         share(transposed ? 1 : s.multiplier),
-        in_place(readable_in_place(s, w, columns) && !lines_collide(s, t, h, w)),
+        in_place(readable_in_place(s, w, columns) && !columns_collide(s) &&
+                 !lines_collide(s, t, h, w)),
         along_t(in_place && s.kernel[1] * s.kernel[2] == 1),
         fetch_ahead(activation_bytes(s) >= prefetch_pays_from()) {
     const int64_t element = in_place ? storage_bytes(s.dtype) : arithmetic_bytes(s.dtype);

@@ -16,60 +16,17 @@
 #include "depthwise_conv3d_lanes.h"
 #include "depthwise_conv3d_plan.h"
 #include "depthwise_conv3d_prefetch.h"
-#include "depthwise_conv3d_split.h"
 #include "depthwise_conv3d_sums.h"
+#include "depthwise_conv3d_sums_plan.h"
 #include "vmf/isa.h"
 
 namespace vmf {
 namespace VMF_ISA {
 namespace {
 
-struct SumsPlan {
-  explicit SumsPlan(const Shape& s)
-      : t(make_axis(s, 0, false)),
-        h(make_axis(s, 1, false)),
-        w(make_axis(s, 2, false)),
-        columns(w),
-        tile(choose_sum_tile(s.kernel[0] * s.kernel[1], w.to > 0 ? columns.phase[0].chunk : 1,
-                             larger(w.to, 1))),
-        channels(s.channels * s.multiplier),
-        in_place(readable_in_place(s, w, columns)),
-        fetch_ahead(activation_bytes(s) >= prefetch_pays_from()) {
-    const int64_t element = in_place ? storage_bytes(s.dtype) : arithmetic_bytes(s.dtype);
-    const int64_t row_bytes = (t.span(1) * columns.width + w.to) * kBlock * element;
-    split = Split(w.to > 0 ? s.batch : 0, channels, s.channels_last, t, h, row_bytes, work(s),
-                  in_place, true);
-  }
-
-  // The first lane of vector `i` of a group, `count` lanes wide. No vector reaches beyond the group
-  // if rows are read in place: the last one overlaps the one before.
-  int64_t first_lane(Range group, int64_t i, int64_t count) const {
-    const int64_t first = group.begin + i * count;
-    return in_place ? smaller(first, group.end - count) : first;
-  }
-
-  Axis t, h, w;
-  Columns columns;
-  SumTile tile;
-  int64_t channels;
-  bool in_place;     // rows are read where they lie
-  bool fetch_ahead;  // the next frames are asked for while these are summed
-  Split split;
-};
-
 template <typename Real>
 void add_vectors(const Real* from, int64_t size, Real* to) {
   for (int64_t i = 0; i < size; i += kLanes<Real>) store(to + i, load(to + i) + load(from + i));
-}
-
-// A vector's sums are [tap, then the bias][lane], an item's those of the vectors of a group.
-template <typename Real>
-int64_t vector_sums(const Shape& s) {
-  return (volume(s.kernel) + 1) * kLanes<Real>;
-}
-
-int64_t item_sums(const Shape& s, const SumsPlan& plan) {
-  return (volume(s.kernel) + 1) * plan.split.group_lanes();
 }
 
 // Of tensors of T and rows of Held: T where they lie, or packed ones of the arithmetic type.
@@ -99,15 +56,15 @@ class Summer {
         frames_(plan.t.span(1)),
         row_size_(plan.columns.width * kCount),
         frame_size_(plan.h.span(plan.split.h_size()) * row_size_),
-        inputs_(shape.kernel[0] * shape.kernel[1] * plan.split.h_size()),
-        any_(shape.kernel[0] * shape.kernel[1]),
-        kernel_(find_sum_kernel<Held>(plan.tile, plan.columns.phase[0].advance)) {
+        runs_(plan.split.h_size()),
+        kernel_rows_(shape.kernel[0] * shape.kernel[1] * plan.split.h_size()),
+        kernels_(find_sum_kernels<Held>(plan.taps, plan.columns.phase[0].advance)) {
     const int64_t count = plan.in_place ? 0 : plan.split.group_lanes() / kCount;
     ring_size_ = frames_ * frame_size_;
     part_size_ = ring_size_ + plan.split.h_size() * plan.w.to * kCount;
     const int64_t sums = vector_sums<Real>(shape);
     parts_ = static_cast<Real*>(
-        workspace((count * part_size_ + sums) * static_cast<int64_t>(sizeof(Real))));
+        workspace((count * part_size_ + kTogether * sums) * static_cast<int64_t>(sizeof(Real))));
     frame_sums_ = parts_ + count * part_size_;
   }
 
@@ -130,6 +87,15 @@ class Summer {
 
  private:
   static constexpr int kCount = kLanes<Real>;
+  // Vectors of rows read in place that take turns at each run, while the cache lines that they
+  // share are in the first-level cache.
+  static constexpr int kTogether =
+      static_cast<int>(larger(1, 256 / (kCount * static_cast<int64_t>(sizeof(Held)))));
+
+  // Some rows of gradients, and the kernel rows that are not over padding there.
+  struct Run {
+    Range rows, kernel_rows;
+  };
 
   void add(const Item& item, const Item& next_item, Real* sums) {
     if (!plan_.in_place) {
@@ -139,7 +105,7 @@ class Summer {
     attach_prefetch(item.lanes);
     const int64_t vectors = ceil_div(item.lanes.size(), kCount);
     const Range held = plan_.h.sources(item.h);
-    const int64_t size = vector_sums<Real>(shape_);
+    const int64_t size = vector_sums<Real>(shape_), together = plan_.in_place ? kTogether : 1;
     int64_t next = 0;  // frame to be read
     for (int64_t t = item.t.begin; t < item.t.end; ++t) {
       if (!plan_.in_place) {
@@ -150,10 +116,10 @@ class Summer {
         next = larger(next, frames.end);
         grad_reader_.read(0, t, item.h, parts_ + ring_size_, part_size_);
       }
-      list_inputs(t, item.h, held);
-      prefetch(t, item, next_item, vectors * shape_.kernel[0] * shape_.kernel[1] / plan_.tile.rows);
-      for (int64_t i = 0; i < vectors; ++i) {
-        add_frame(rows_of(i, item, t), sums + i * size);
+      list_runs(t, item.h, held);
+      prefetch(t, item, next_item, ceil_div(vectors, together) * run_count_);
+      for (int64_t i = 0; i < vectors; i += together) {
+        add_frame(i, smaller(together, vectors - i), item, t, sums + i * size);
       }
     }
   }
@@ -181,38 +147,48 @@ class Summer {
     }
   }
 
-  // The rows of vector `i` in frame `t`, but for what depends on taps.
-  Sums<Held> rows_of(int64_t i, const Item& item, int64_t t) const {
-    Sums<Held> s;
+  // The rows of any vector, but for what depends on runs and taps.
+  SumRows any_rows() const {
+    SumRows s;
     s.advance = plan_.columns.phase[0].advance;
-    s.rows = item.h.size();
     s.columns = plan_.w.to;
-    if constexpr (std::is_same_v<Held, T>) {
-      if (plan_.in_place) {
-        const int64_t lane = plan_.first_lane(item.lanes, i, kCount);
-        const int64_t sample = lane / plan_.channels, channel = lane % plan_.channels;
-        s.input = input_ + sample * input_strides_.n + channel + frame_;
-        s.width = plan_.w.from;
-        s.input_column = input_strides_.w;
-        s.grads = grad_ + sample * grad_strides_.n + channel + t * grad_strides_.t +
-                  item.h.begin * grad_strides_.h;
-        s.grad_row = grad_strides_.h;
-        s.grad_column = grad_strides_.w;
-        return s;
-      }
-    }
-    if constexpr (std::is_same_v<Held, Real>) {
-      s.input = parts_ + i * part_size_;
+    if (plan_.in_place) {
+      s.width = plan_.w.from;
+      s.input_column = input_strides_.w;
+      s.input_row = plan_.h.stride * input_strides_.h;
+      s.grad_row = grad_strides_.h;
+      s.grad_column = grad_strides_.w;
+    } else {
       s.width = plan_.columns.width;
       s.input_column = s.grad_column = kCount;
-      s.grads = s.input + ring_size_;
+      s.input_row = plan_.h.stride * row_size_;
       s.grad_row = plan_.w.to * kCount;
     }
     return s;
   }
 
-  // The input rows under each kernel row, and whether a run of kernel rows meets any.
-  void list_inputs(int64_t t, Range h, Range held) {
+  // Vector `i` in frame `t`.
+  SumVector<Held> vector_at(int64_t i, const Item& item, int64_t t, Real* sums) const {
+    if constexpr (std::is_same_v<Held, T>) {
+      if (plan_.in_place) {
+        const int64_t lane = plan_.first_lane(item.lanes, i, kCount);
+        const int64_t sample = lane / plan_.channels, channel = lane % plan_.channels;
+        return {input_ + sample * input_strides_.n + channel + frame_,
+                grad_ + sample * grad_strides_.n + channel + t * grad_strides_.t +
+                    item.h.begin * grad_strides_.h,
+                sums};
+      }
+    }
+    if constexpr (std::is_same_v<Held, Real>) {
+      const Real* part = parts_ + i * part_size_;
+      return {part, part + ring_size_, sums};
+    } else {
+      return {};
+    }
+  }
+
+  // Of frame `t`: its runs, and the input rows under their kernel rows.
+  void list_runs(int64_t t, Range h, Range held) {
     const FrameTaps taps(plan_.t, t);
     if (plan_.in_place) {
       frame_ = taps.first * input_strides_.t;
@@ -220,70 +196,80 @@ class Summer {
       listed_ = taps;
       listed_h_ = h;
     }
-    const int64_t kernel_rows = shape_.kernel[0] * shape_.kernel[1];
+    const int64_t most = larger(1, kPositionsSummed / plan_.w.to);
     int64_t count = 0;
-    for (int64_t first = 0; first < kernel_rows; first += plan_.tile.rows) {
-      any_[first] = false;
-      for (int64_t y = h.begin; y < h.end; ++y) {
-        for (int64_t row = first; row < first + plan_.tile.rows; ++row) {
-          const int64_t from_t = plan_.t.source(t, row / shape_.kernel[1]);
-          const int64_t from_h = plan_.h.source(y, row % shape_.kernel[1]);
-          inputs_[count] = -1;
-          if (from_t >= 0 && from_h >= 0) {
-            inputs_[count] =
-                plan_.in_place
-                    ? (from_t - taps.first) * input_strides_.t + from_h * input_strides_.h
-                    : from_t % frames_ * frame_size_ + (from_h - held.begin) * row_size_;
-            any_[first] = true;
-          }
-          ++count;
+    run_count_ = 0;
+    for (int64_t begin = h.begin, end; begin < h.end; begin = end) {
+      const FrameTaps rows(plan_.h, begin);
+      for (end = begin + 1; end < smaller(begin + most, h.end); ++end) {
+        if (!rows.same(FrameTaps(plan_.h, end))) break;
+      }
+      const int64_t first = count;
+      for (int64_t kt = 0; kt < shape_.kernel[0]; ++kt) {
+        const int64_t from_t = plan_.t.source(t, kt);
+        for (int64_t kh = 0; kh < shape_.kernel[1]; ++kh) {
+          const int64_t from_h = plan_.h.source(begin, kh);
+          if (from_t < 0 || from_h < 0) continue;
+          kernel_rows_[count++] = {
+              plan_.in_place ? (from_t - taps.first) * input_strides_.t + from_h * input_strides_.h
+                             : from_t % frames_ * frame_size_ + (from_h - held.begin) * row_size_,
+              (kt * shape_.kernel[1] + kh) * shape_.kernel[2] * kCount};
         }
       }
+      runs_[run_count_++] = {{begin - h.begin, end - h.begin}, {first, count}};
     }
   }
 
-  void add_frame(const Sums<Held>& rows, Real* sums) {
-    if (rows.rows <= rows_summed(rows.columns)) return sum_frame(rows, sums);
+  // `count` vectors from `i` on, in frame `t`.
+  void add_frame(int64_t i, int64_t count, const Item& item, int64_t t, Real* sums) {
     const int64_t size = vector_sums<Real>(shape_);
-    fill_zero(frame_sums_, size / kCount);
-    sum_frame(rows, frame_sums_);
-    add_vectors(frame_sums_, size, sums);
-  }
-
-  void sum_frame(Sums<Held> rows, Real* sums) {
-    const Columns& columns = plan_.columns;
-    const Phase& phase = columns.phase[0];
-    const int64_t kernel_rows = shape_.kernel[0] * shape_.kernel[1], taps = shape_.kernel[2];
-    rows.sums_row = taps * kCount;
-    for (int64_t row = 0; row < kernel_rows; row += plan_.tile.rows) {
+    const bool few = item.h.size() * plan_.w.to <= kPositionsSummed;
+    Real* to = few ? sums : frame_sums_;
+    SumVector<Held> vectors[kTogether];
+    for (int64_t v = 0; v < count; ++v) vectors[v] = vector_at(i + v, item, t, to + v * size);
+    if (!few) fill_zero(frame_sums_, count * size / kCount);
+    for (int64_t r = 0; r < run_count_; ++r) {
       next_grad_.advance();
       next_input_.advance();
-      if (!any_[row]) continue;
-      rows.inputs = &inputs_[row * rows.rows];
-      for (int64_t k = phase.taps_begin; k < phase.taps_end; k += phase.chunk) {
-        rows.left = (plan_.in_place ? 0 : columns.left) + columns.offset[k];
-        rows.sums = sums + (row * taps + columns.tap[k]) * kCount;
-        kernel_(rows);
+      add_run(runs_[r], vectors, count);
+    }
+    if (!few) add_vectors(frame_sums_, count * size, sums);
+  }
+
+  void add_run(const Run& run, const SumVector<Held>* vectors, int64_t count) {
+    const Columns& columns = plan_.columns;
+    const Phase& phase = columns.phase[0];
+    SumRows s = any_rows();
+    s.grads = run.rows.begin * s.grad_row;
+    s.rows = run.rows.size();
+    // As many kernel rows at a time as the kernels can, or nearly as many each time.
+    const int64_t all = run.kernel_rows.size(), times = ceil_div(all, kernels_.most);
+    const int64_t step = ceil_div(all, larger(1, times));
+    for (int64_t k = phase.taps_begin; k < phase.taps_end; k += plan_.taps) {
+      s.left = (plan_.in_place ? 0 : columns.left) + columns.offset[k];
+      s.sums = columns.tap[k] * kCount;
+      for (int64_t row = run.kernel_rows.begin; row < run.kernel_rows.end; row += step) {
+        const auto kernel = kernels_.kernel[smaller(step, run.kernel_rows.end - row)];
+        for (int64_t v = 0; v < count; ++v) kernel(s, vectors[v], &kernel_rows_[row]);
       }
     }
-    add_bias(rows, sums + kernel_rows * taps * kCount);
+    const int64_t bias = volume(shape_.kernel) * kCount;
+    for (int64_t v = 0; v < count; ++v) add_bias(s, vectors[v].grads, vectors[v].sums + bias);
   }
 
   // In several chains of additions, since one would be waited for.
-  void add_bias(const Sums<Held>& rows, Real* sum) {
+  void add_bias(const SumRows& rows, const Held* grads, Real* sum) {
     constexpr int kChains = 4;
-    Vec<Real> total{};
+    Vec<Real> total[kChains] = {};
     for (int64_t row = 0; row < rows.rows; ++row) {
-      Vec<Real> part[kChains] = {};
-      const Held* from = rows.grads + row * rows.grad_row;
-      for (int64_t w = 0; w < rows.columns; w += kChains) {
-        for (int i = 0; i < kChains; ++i, from += rows.grad_column) {
-          if (w + i < rows.columns) part[i] += load(from);
-        }
+      const Held* from = grads + rows.grads + row * rows.grad_row;
+      int64_t w = 0;
+      for (; w + kChains <= rows.columns; w += kChains) {
+        for (int i = 0; i < kChains; ++i, from += rows.grad_column) total[i] += load(from);
       }
-      total += (part[0] + part[1]) + (part[2] + part[3]);
+      for (; w < rows.columns; ++w, from += rows.grad_column) total[0] += load(from);
     }
-    store(sum, load(sum) + total);
+    store(sum, load(sum) + ((total[0] + total[1]) + (total[2] + total[3])));
   }
 
   const Shape& shape_;
@@ -294,15 +280,16 @@ class Summer {
   Reader<T> grad_reader_, input_reader_;
   Prefetcher next_grad_, next_input_;
   int64_t frames_, row_size_, frame_size_;  // of the ring
-  Array<int64_t> inputs_;                   // as the sum kernel wants them
-  Array<bool> any_;                         // [first kernel row]
-  SumKernel<Held> kernel_;
+  Array<Run> runs_;                         // of the frame at hand
+  Array<KernelRow> kernel_rows_;
+  int64_t run_count_ = 0;
+  SumKernels<Held> kernels_;
   FrameTaps listed_;               // in place: of the frame whose rows are listed, ...
   Range listed_h_ = {-1, -1};      // ... and which rows it is of
   int64_t frame_ = 0;              // where the first frame begins that the frame at hand reads
   int64_t ring_size_, part_size_;  // what is held for a vector:
   Real* parts_;  // [frame % frames_][row][column][lane], and [row][column][lane] of the gradient
-  Real* frame_sums_;  // of a vector
+  Real* frame_sums_;  // of the vectors of a line
 };
 
 // Adds up the items and turns the sums of each lane into rows of the weight.

@@ -207,21 +207,25 @@ class Columns {
   }
 };
 
-// Whether columns lie so far apart that they share few sets of the first-level cache, which holds
-// 4 KiB in each way, and are too many for those.
-inline bool columns_collide(const Shape& s) {
-  const int64_t column_bytes = s.channels * storage_bytes(s.dtype);
-  return column_bytes % 1024 == 0 && s.input[2] > 8 && s.kernel[1] * s.kernel[2] > 1;
-}
-
-// The same of the lines that eight results of a row read, where a vector is less than a line, so
-// that the next vector wants them again. Measured on Zen 5, whose cache has 12 ways: with half as
-// many again as fit, packed rows are 1.1 to 1.5 times as fast, unless much of them is padding.
-inline bool lines_collide(const Shape& s, const Axis& t, const Axis& h, const Axis& w) {
+// How many columns the first-level cache holds, where they lie so far apart that they share few of
+// its sets: it has 4 KiB in each of 12 ways (Zen 5). Of others, as many as anyone asks for.
+inline int64_t columns_cached(const Shape& s) {
   const int64_t column_bytes = s.channels * storage_bytes(s.dtype);
   const int64_t apart = smaller(column_bytes & -column_bytes, 4096);
-  const int64_t lines = t.span(1) * h.span(1) * w.span(8), fit = 12 * 4096 / apart;
-  return VMF_VECTOR_BYTES < 64 && apart >= 256 && 2 * lines > 3 * fit && 3 * w.from >= 5 * w.kernel;
+  return apart < 256 ? INT32_MAX : 12 * 4096 / apart;
+}
+
+// Whether a row's columns are too many for that.
+inline bool columns_collide(const Shape& s) {
+  return columns_cached(s) <= 48 && s.input[2] > 8 && s.kernel[1] * s.kernel[2] > 1;
+}
+
+// The same of the columns that eight results of a row read, where a vector is less than a line, so
+// that the next vector wants them again. Measured on Zen 5: with half as many again as fit, packed
+// rows are 1.1 to 1.5 times as fast, unless much of them is padding.
+inline bool lines_collide(const Shape& s, const Axis& t, const Axis& h, const Axis& w) {
+  const int64_t columns = t.span(1) * h.span(1) * w.span(8);
+  return VMF_VECTOR_BYTES < 64 && 2 * columns > 3 * columns_cached(s) && 3 * w.from >= 5 * w.kernel;
 }
 
 // Whether rows of these bytes an element may be read where they lie: 16-bit ones if that is quick.
@@ -231,8 +235,7 @@ constexpr bool readable(int64_t element_bytes) { return kWidens || element_bytes
 // vectors of lanes lie there, and padding is under taps that the row and sum kernels look at.
 inline bool readable_in_place(const Shape& s, const Axis& w, const Columns& columns) {
   return s.channels_last && s.multiplier == 1 && readable(storage_bytes(s.dtype)) &&
-         s.channels >= VMF_VECTOR_BYTES / arithmetic_bytes(s.dtype) &&
-         columns.readable_in_place(w) && !columns_collide(s);
+         s.channels >= VMF_VECTOR_BYTES / arithmetic_bytes(s.dtype) && columns.readable_in_place(w);
 }
 
 // Which taps along T of frame `t` are not padding, and the frame under the first of them. Frames

@@ -1,177 +1,258 @@
-// The inner kernel of the weight gradient: some rows of one frame, for some taps.
+// The inner kernels of the weight gradient: some rows of one frame, for some taps.
 //
 // Each tap's gradient is a sum over positions of the output's gradient times the input under that
-// tap. Kernel rows are taken `Rows` at a time, `Taps` columns each: Rows * Taps sums stay in
-// registers over all positions, and a tile of R gradients is loaded once for all of them. Rows are
-// read where they lie, as in depthwise_conv3d_row.h: padding is left out.
+// tap. A kernel goes along the row with the sums of some kernel rows in registers, and with the
+// gradients that a column of the input is under: each element is loaded once for all its taps. Rows
+// are read where they lie, as in depthwise_conv3d_row.h: padding is left out.
 #pragma once
 
-#include "depthwise_conv3d_row.h"
+#include "depthwise_conv3d_plan.h"
 #include "vec.h"
 
 namespace vmf {
 namespace VMF_ISA {
 namespace {
 
-// The rows of gradients of one vector of lanes, and the rows of the input under them; distances are
-// in elements.
-template <typename T>
-struct Sums {
-  const T* input;
-  const int64_t* inputs;  // [row][kernel row]: where the row under it begins, or -1 for padding
-  int64_t width, input_column;  // columns of such a row, and from one to the next
-  int64_t left;                 // the column under the first tap of the first gradient
-  int64_t advance;              // columns of the input, from one gradient to the next
-  const T* grads;
-  int64_t grad_row, grad_column;  // from row to row, and from column to column
-  int64_t rows, columns;          // of gradients
-  Arithmetic<T>* sums;            // [column tap][lane] of the first kernel row
-  int64_t sums_row;               // from one kernel row to the next
+// Some rows of gradients and taps, the same for all vectors of lanes; distances are in elements.
+struct SumRows {
+  int64_t input_row, input_column;  // from the row under one of gradients to that under the next
+  int64_t width;                    // columns of the input
+  int64_t left;                     // the one under the first tap of the first gradient
+  int64_t advance;                  // columns of the input, from one gradient to the next
+  int64_t grads;                    // where the rows begin
+  int64_t grad_row, grad_column;    // from row to row, and from column to column
+  int64_t rows, columns;            // of gradients
+  int64_t sums;                     // where those of the first tap are, of the first kernel row
 };
 
 template <typename T>
-using SumKernel = void (*)(const Sums<T>& s);
+struct SumVector {
+  const T *input, *grads;
+  Arithmetic<T>* sums;  // [kernel row][column tap][lane]
+};
 
-// Rows that are summed in registers before they are added to memory: chains of some 32 positions
-// lose few digits and cost little to add up.
-inline int64_t rows_summed(int64_t columns) { return larger(1, 32 / columns); }
+// A row of the kernel that is not over padding.
+struct KernelRow {
+  int64_t input;  // where the row under it and the first row of gradients begins
+  int64_t sums;   // where its sums are
+};
 
-// Advance is s.advance, or 0 for any; a row has at least R gradients.
-template <typename T, int Rows, int Taps, int Advance, int R>
-void sum_rows(const Sums<T>& s) {
-  using Real = Arithmetic<T>;
+// Adds what some kernel rows get for some taps of theirs.
+template <typename T>
+using SumKernel = void (*)(const SumRows& s, const SumVector<T>& vector,
+                           const KernelRow* kernel_rows);
+
+// Positions that are summed in registers before they are added to memory: short chains lose few
+// digits, and cost little to add up.
+constexpr int64_t kPositionsSummed = 64;
+
+template <typename Real, int N, int Taps>
+__attribute__((always_inline)) inline void add_to_memory(const KernelRow* kernel_rows, Real* sums,
+                                                         const Vec<Real> (&sum)[N][Taps]) {
   constexpr int lanes = kLanes<Real>;
-  constexpr int kStep = Advance == 0 ? 1 : Advance;  // in columns loaded
-  constexpr int kColumns = (R - 1) * kStep + Taps;
-  static_assert(Advance != 0 || Taps == 1, "columns are shared where their distance is known");
-  const int64_t advance = Advance == 0 ? s.advance : Advance;
-  const int64_t distance = s.input_column * (Advance == 0 ? advance : 1);
-  const ColumnOffsets ahead(distance);
-  const int64_t chunk = rows_summed(s.columns);
-  for (int64_t begin = 0; begin < s.rows; begin += chunk) {
-    const int64_t end = smaller(begin + chunk, s.rows);
-    Vec<Real> sum[Rows][Taps];
 #pragma GCC unroll 8
-    for (int j = 0; j < Rows; ++j) {
+  for (int j = 0; j < N; ++j) {
+    Real* to = sums + kernel_rows[j].sums;
 #pragma GCC unroll 8
-      for (int k = 0; k < Taps; ++k) sum[j][k] = Vec<Real>{};
-    }
-    for (int64_t row = begin; row < end; ++row) {
-      int64_t again = 0;  // gradients of the tile that the one before has summed: zeroed
-      for (int64_t at = 0;;) {
-        Vec<Real> grad[R];
-        const T* from = s.grads + row * s.grad_row + at * s.grad_column;
-#pragma GCC unroll 16
-        for (int i = 0; i < R; ++i, from += s.grad_column) {
-          pin_address(from);
-          grad[i] = load(from);
-        }
-        if (again > 0) {
-#pragma GCC unroll 16
-          for (int i = 0; i < R; ++i) grad[i] = i < again ? Vec<Real>{} : grad[i];
-        }
-        const int64_t left = s.left + at * advance, right = s.width - left;
-#pragma GCC unroll 8
-        for (int j = 0; j < Rows; ++j) {
-          const int64_t input_row = s.inputs[row * Rows + j];
-          if (input_row < 0) continue;
-          const T* input = s.input + input_row + left * s.input_column;
-#pragma GCC unroll 32
-          for (int column = 0; column < kColumns; ++column) {
-            const bool padding = (column < Taps - 1 && left + column < 0) ||
-                                 (column > (R - 1) * kStep && column >= right);
-            if (!padding) {
-              Vec<Real> x = load(input + ahead[column]);
-              pin(x);
-#pragma GCC unroll 8
-              for (int k = 0; k < Taps; ++k) {
-                const int i = (column - k) / kStep;
-                if (column >= k && (column - k) % kStep == 0 && i < R) {
-                  sum[j][k] = fma(x, grad[i], sum[j][k]);
-                }
-              }
-            }
-            ahead.step(column, input);
-          }
-        }
-        if (at + R >= s.columns) break;
-        const int64_t next = smaller(at + R, s.columns - R);
-        again = at + R - next;
-        at = next;
-      }
-    }
-#pragma GCC unroll 8
-    for (int j = 0; j < Rows; ++j) {
-#pragma GCC unroll 8
-      for (int k = 0; k < Taps; ++k) {
-        Real* to = s.sums + j * s.sums_row + k * lanes;
-        store(to, load(to) + sum[j][k]);
-      }
-    }
+    for (int k = 0; k < Taps; ++k) store(to + k * lanes, load(to + k * lanes) + sum[j][k]);
   }
 }
 
-// As many gradients as leave registers for the sums and two columns.
-constexpr int max_gradients(int sums) {
-  return kRegisters - sums - 2 < 8 ? kRegisters - sums - 2 : 8;
-}
+// How many gradients a column of the input is under, but for the newest one.
+constexpr int held_before(int taps, int step) { return (taps - 1) / step; }
 
-template <typename T, int Rows, int Taps, int Advance, int R = max_gradients(Rows * Taps)>
-SumKernel<T> find_gradients(int64_t tile) {
-  if constexpr (R > 0) {
-    return tile == R ? sum_rows<T, Rows, Taps, Advance, R>
-                     : find_gradients<T, Rows, Taps, Advance, R - 1>(tile);
-  } else {
-    return nullptr;
+// Along one row of gradients: the newest one and those that still have taps over the next `Step`
+// columns of the input, and the sums of N kernel rows.
+template <typename T, int N, int Taps, int Step>
+struct SumWindow {
+  using Real = Arithmetic<T>;
+  static constexpr int kBefore = held_before(Taps, Step);
+
+  __attribute__((always_inline)) void step(Vec<Real> newest) {
+#pragma GCC unroll 8
+    for (int i = kBefore; i > 0; --i) grad[i] = grad[i - 1];
+    grad[0] = newest;
   }
-}
 
-// How kernel rows and taps are taken together, and the tile.
-struct SumTile {
-  int rows, taps;
-  int64_t columns;  // of gradients, at most those of a row
+  // Adds the products of the gradients `from` (0 is the newest) to `to` and the next columns, those
+  // of [0, width) if `Check`, where the first one is `at`.
+  template <bool Check>
+  __attribute__((always_inline)) void add(int from, int to, int64_t at, int64_t width) {
+#pragma GCC unroll 2
+    for (int c = 0; c < Step; ++c) {
+      if (c + from * Step >= Taps) continue;
+      if (Check && static_cast<uint64_t>(at + c) >= static_cast<uint64_t>(width)) continue;
+#pragma GCC unroll 8
+      for (int j = 0; j < N; ++j) {
+        Vec<Real> x = load(input[j] + offset + c * column);
+        pin(x);
+#pragma GCC unroll 8
+        for (int i = 0; i <= kBefore; ++i) {
+          const int k = i * Step + c;
+          if (i >= from && i <= to && k < Taps) sum[j][k] = fma(x, grad[i], sum[j][k]);
+        }
+      }
+    }
+    offset += Step * column;
+  }
+
+  const T* input[N];
+  int64_t column, offset;
+  Vec<Real> grad[kBefore + 1], sum[N][Taps];
 };
 
-inline SumTile choose_sum_tile(int64_t kernel_rows, int taps, int64_t columns) {
-  SumTile s{1, taps, 1};
-  if (taps <= 3 && kernel_rows % 3 == 0) s.rows = 3;
-  if (taps == 1 && kernel_rows % 5 == 0) s.rows = 5;
-  s.columns = ceil_div(columns, ceil_div(columns, max_gradients(s.rows * taps)));
-  return s;
+// N kernel rows and Taps neighbouring taps of each, at a distance of Step columns from one gradient
+// to the next. A row has at least held_before() gradients.
+template <typename T, int N, int Taps, int Step>
+void sum_taps(const SumRows& s, const SumVector<T>& vector, const KernelRow* kernel_rows) {
+  using Real = Arithmetic<T>;
+  constexpr int kBefore = held_before(Taps, Step);
+  SumWindow<T, N, Taps, Step> window;
+  window.column = s.input_column;
+#pragma GCC unroll 8
+  for (int j = 0; j < N; ++j) {
+#pragma GCC unroll 8
+    for (int k = 0; k < Taps; ++k) window.sum[j][k] = Vec<Real>{};
+  }
+  for (int64_t row = 0; row < s.rows; ++row) {
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) {
+      window.input[j] = vector.input + kernel_rows[j].input + row * s.input_row;
+    }
+    window.offset = s.left * s.input_column;
+#pragma GCC unroll 8
+    for (int i = 0; i <= kBefore; ++i) window.grad[i] = Vec<Real>{};
+    const T* grads = vector.grads + s.grads + row * s.grad_row;
+    int64_t at = s.left;
+#pragma GCC unroll 8
+    for (int i = 0; i < kBefore; ++i, at += Step, grads += s.grad_column) {
+      window.step(load(grads));
+      window.template add<true>(0, i, at, s.width);
+    }
+    // The columns between some gradient's first tap and another's last one are in the row.
+    constexpr int kLast = Step > 1;
+    for (int64_t q = kBefore; q < s.columns - kLast; ++q, grads += s.grad_column) {
+      window.step(load(grads));
+      window.template add<false>(0, kBefore, 0, 0);
+    }
+    at = s.left + s.columns * Step;
+    if (kLast > 0 && s.columns > kBefore) {
+      window.step(load(grads));
+      window.template add<true>(0, kBefore, at - Step, s.width);
+    }
+#pragma GCC unroll 8
+    for (int i = 1; i <= kBefore; ++i, at += Step) {
+      window.step(Vec<Real>{});
+      window.template add<true>(i, kBefore, at, s.width);
+    }
+  }
+  add_to_memory<Real>(kernel_rows, vector.sums + s.sums, window.sum);
+}
+
+// N kernel rows and one tap of each, in chains of additions enough to keep the machine busy.
+template <typename T, int N>
+void sum_tap(const SumRows& s, const SumVector<T>& vector, const KernelRow* kernel_rows) {
+  using Real = Arithmetic<T>;
+  constexpr int kChains = (8 + N - 1) / N < 4 ? (8 + N - 1) / N : 4;
+  // Those of the gradients that are not over padding.
+  const int64_t begin = larger(0, ceil_div(-s.left, s.advance));
+  const int64_t end = smaller(s.columns, floor_div(s.width - 1 - s.left, s.advance) + 1);
+  const int64_t step = s.advance * s.input_column;
+  Vec<Real> sum[kChains][N];
+#pragma GCC unroll 8
+  for (int c = 0; c < kChains; ++c) {
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) sum[c][j] = Vec<Real>{};
+  }
+  for (int64_t row = 0; row < s.rows; ++row) {
+    const T* input[N];
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) {
+      input[j] = vector.input + kernel_rows[j].input + row * s.input_row +
+                 (s.left + begin * s.advance) * s.input_column;
+    }
+    const T* from = vector.grads + s.grads + row * s.grad_row + begin * s.grad_column;
+    int64_t offset = 0, q = begin;
+    const auto add = [&](int c) {
+      Vec<Real> grad = load(from);
+      pin(grad);
+#pragma GCC unroll 8
+      for (int j = 0; j < N; ++j) sum[c][j] = fma(load(input[j] + offset), grad, sum[c][j]);
+      from += s.grad_column;
+      offset += step;
+    };
+    for (; q + kChains <= end; q += kChains) {
+#pragma GCC unroll 8
+      for (int c = 0; c < kChains; ++c) add(c);
+    }
+    for (; q < end; ++q) add(0);
+  }
+  Vec<Real> total[N][1];
+#pragma GCC unroll 8
+  for (int j = 0; j < N; ++j) {
+    total[j][0] = sum[0][j];
+#pragma GCC unroll 8
+    for (int c = 1; c < kChains; ++c) total[j][0] += sum[c][j];
+  }
+  add_to_memory<Real>(kernel_rows, vector.sums + s.sums, total);
+}
+
+// Kernel rows to take at a time: additions that need not wait for each other, in registers.
+constexpr int most_rows(int taps, int step) {
+  const int fit = (kRegisters - 2 - held_before(taps, step)) / taps, chains = (7 + taps) / taps;
+  return fit < chains ? fit : chains;
+}
+
+// The kernels for 1, 2, ... most_rows() kernel rows.
+template <typename T>
+struct SumKernels {
+  static constexpr int kMost = most_rows(1, 1);
+  int most = 0;
+  SumKernel<T> kernel[kMost + 1] = {};
+
+  template <int Taps, int Step, int N = 1>
+  static constexpr SumKernels of() {
+    SumKernels s;
+    if constexpr (N <= most_rows(Taps, Step)) {
+      s = of<Taps, Step, N + 1>();
+      if (N > s.most) s.most = N;
+      if constexpr (Taps == 1) {
+        s.kernel[N] = sum_tap<T, N>;
+      } else {
+        s.kernel[N] = sum_taps<T, N, Taps, Step>;
+      }
+    }
+    return s;
+  }
+};
+
+// Whether rows of so many gradients are long enough for runs of so many taps.
+inline bool suits_taps(int64_t columns, int taps, int64_t advance) {
+  return taps == 1 || columns >= held_before(taps, static_cast<int>(advance));
 }
 
 template <typename T>
-SumKernel<T> find_sum_kernel(const SumTile& s, int64_t advance) {
-  const int64_t tile = s.columns;
-  switch ((advance == 2 && s.taps > 1 ? 100 : 0) + s.rows * 10 + s.taps) {
-    case 12:
-      return find_gradients<T, 1, 2, 1>(tile);
+SumKernels<T> find_sum_kernels(int taps, int64_t advance) {
+  using S = SumKernels<T>;
+  switch (taps > 1 && advance == 2 ? 10 + taps : taps) {
+    case 2:
+      return S::template of<2, 1>();
+    case 3:
+      return S::template of<3, 1>();
+    case 4:
+      return S::template of<4, 1>();
+    case 5:
+      return S::template of<5, 1>();
+    case 7:
+      return S::template of<7, 1>();
     case 13:
-      return find_gradients<T, 1, 3, 1>(tile);
-    case 14:
-      return find_gradients<T, 1, 4, 1>(tile);
+      return S::template of<3, 2>();
     case 15:
-      return find_gradients<T, 1, 5, 1>(tile);
+      return S::template of<5, 2>();
     case 17:
-      return find_gradients<T, 1, 7, 1>(tile);
-    case 113:
-      return find_gradients<T, 1, 3, 2>(tile);
-    case 115:
-      return find_gradients<T, 1, 5, 2>(tile);
-    case 117:
-      return find_gradients<T, 1, 7, 2>(tile);
-    case 31:
-      return find_gradients<T, 3, 1, 0>(tile);
-    case 32:
-      return find_gradients<T, 3, 2, 1>(tile);
-    case 33:
-      return find_gradients<T, 3, 3, 1>(tile);
-    case 133:
-      return find_gradients<T, 3, 3, 2>(tile);
-    case 51:
-      return find_gradients<T, 5, 1, 0>(tile);
+      return S::template of<7, 2>();
     default:
-      return find_gradients<T, 1, 1, 0>(tile);
+      return S::template of<1, 1>();
   }
 }
 
