@@ -112,9 +112,7 @@ class Gatherer {
       if (!plan_.in_place) {
         const Range frames = plan_.t.sources({t, t + 1});
         for (int64_t f = larger(next, frames.begin); f < frames.end; ++f) {
-          for (int64_t r = 0; r < plan_.repeat; ++r) {
-            reader_.read(r, f, held, parts_ + frame(r, f), part_size_);
-          }
+          reader_.read(f, held, parts_ + frame(0, f), part_size_, frames_ * frame_size_);
         }
         next = larger(next, frames.end);
       }
@@ -295,9 +293,11 @@ class Gatherer {
                                 ? from_t * from_strides_.t - frame_ + from_h * from_strides_.h
                                 : frame(repeat, from_t) + (from_h - held.begin) * row_size_;
         const int64_t left = plan_.in_place ? 0 : columns.left;
+        const int64_t size = plan_.in_place ? from_strides_.w : kCount;  // of a column
         const int64_t first = (kt * shape_.kernel[1] + kh) * columns.taps;
         for (int64_t k = phase.taps_begin; k < phase.taps_end; k += phase.chunk) {
-          taps_[count++] = {row, left + columns.offset[k],
+          const int64_t column = left + columns.offset[k];
+          taps_[count++] = {row + column * size, column,
                             repeat * weights_size_ + (first + k) * kCount};
         }
       }

@@ -122,7 +122,7 @@ class Epilogue {
     if (residual_ != nullptr) {
       const int64_t first = v.lanes.sample[0] * channels_ + v.lanes.channel[0];
       reader_.attach({first, first + v.lanes.count}, channels_, 1, 1);
-      reader_.read(0, t, h, residual_buffer, 0);
+      reader_.read(t, h, residual_buffer, 0);
       v.residual = residual_buffer;
     }
     finish(i, i + 1, h.size(), columns_ * kCount, kCount);

@@ -111,10 +111,10 @@ class Summer {
       if (!plan_.in_place) {
         const Range frames = plan_.t.sources({t, t + 1});
         for (int64_t f = larger(next, frames.begin); f < frames.end; ++f) {
-          input_reader_.read(0, f, held, parts_ + f % frames_ * frame_size_, part_size_);
+          input_reader_.read(f, held, parts_ + f % frames_ * frame_size_, part_size_);
         }
         next = larger(next, frames.end);
-        grad_reader_.read(0, t, item.h, parts_ + ring_size_, part_size_);
+        grad_reader_.read(t, item.h, parts_ + ring_size_, part_size_);
       }
       list_runs(t, item.h, held);
       prefetch(t, item, next_item, ceil_div(vectors, together) * run_count_);

@@ -81,6 +81,7 @@ class Reader {
   // `repeat` channels from channel * repeat on.
   void attach(Range lanes, int64_t channels, int64_t repeat, int64_t share) {
     count_ = ceil_div(lanes.size(), kCount);
+    repeat_ = repeat;
     int64_t windows = 0;
     for (int64_t i = 0; i < count_; ++i) {
       const Lanes<Real> v(lanes.begin + i * kCount, lanes.end, channels);
@@ -91,17 +92,25 @@ class Reader {
         vectors_[i].offset[lane] =
             any ? v.sample[lane] * strides_.n + channel[lane] * strides_.c : -1;
       }
-      if (channels_last_) windows = find_windows(vectors_[i], v, channel, repeat, windows);
+      if (!channels_last_) continue;
+      if (transposes()) {
+        vectors_[i].whole = v.count == kCount;
+        int64_t last = 0;
+        for (int lane = 0; lane < v.count; ++lane) last = larger(last, channel[lane]);
+        vectors_[i].end = last + ceil_div(repeat, kCount) * kCount;
+      } else {
+        windows = find_windows(vectors_[i], v, channel, repeat, windows);
+      }
     }
   }
 
-  // The repeat-th channel of each lane: rows `h` of frame `t` to the place of the first vector;
-  // vectors are `step` apart.
-  void read(int64_t repeat, int64_t t, Range h, Real* to, int64_t step) const {
-    const int64_t offset = repeat * strides_.c + t * strides_.t + h.begin * strides_.h;
-    for (int64_t i = 0; i < count_; ++i) {
+  // Rows `h` of frame `t` to the place of the first vector; vectors are `step` apart, the repeated
+  // channels of one `repeat_step`.
+  void read(int64_t t, Range h, Real* to, int64_t step, int64_t repeat_step = 0) const {
+    const int64_t offset = t * strides_.t + h.begin * strides_.h;
+    for (int64_t i = 0; i < count_ * repeat_; ++i) {
       for (int64_t row = 0; row < h.size(); ++row) {
-        Real* zeros = to + i * step + row * width_ * kCount;
+        Real* zeros = to + i / repeat_ * step + i % repeat_ * repeat_step + row * width_ * kCount;
         fill_zero(zeros, left_);
         fill_zero(zeros + (left_ + columns_) * kCount, width_ - left_ - columns_);
       }
@@ -109,11 +118,13 @@ class Reader {
     Real* first = to + left_ * kCount;
     if (channels_last_) {
       for (int64_t row = 0; row < h.size(); ++row) {
-        read_channels_last(offset + row * strides_.h, first + row * width_ * kCount, step);
+        read_channels_last(offset + row * strides_.h, first + row * width_ * kCount, step,
+                           repeat_step);
       }
     } else {
-      for (int64_t i = 0; i < count_; ++i) {
-        read_contiguous(vectors_[i], offset, h.size(), first + i * step);
+      for (int64_t i = 0; i < count_ * repeat_; ++i) {
+        read_contiguous(vectors_[i / repeat_], offset + i % repeat_ * strides_.c, h.size(),
+                        first + i / repeat_ * step + i % repeat_ * repeat_step);
       }
     }
   }
@@ -128,7 +139,9 @@ class Reader {
   struct Vector {
     int64_t offset[kCount];  // of each lane; -1 for an idle one
     int64_t windows_begin, windows_end;
-    bool whole;  // lanes are neighbouring channels
+    bool whole;       // has all lanes, and where nothing is transposed they are neighbours
+    bool one_window;  // has all lanes
+    int64_t end;      // behind the channels that are loaded to be transposed
   };
 
   int64_t find_windows(Vector& vector, const Lanes<Real>& lanes, const int64_t* channel,
@@ -150,7 +163,8 @@ class Reader {
     }
     vector.windows_begin = begin;
     vector.windows_end = end;
-    vector.whole = end - begin == 1 && lanes.count == kCount && loaded_ == kCount;
+    vector.one_window = end - begin == 1 && lanes.count == kCount && loaded_ == kCount;
+    vector.whole = vector.one_window;
     for (int i = 0; i < lanes.count; ++i) {
       vector.whole = vector.whole && channel[i] - channel[0] == i;
     }
@@ -158,13 +172,51 @@ class Reader {
   }
 
   // In pieces of a row: a compromise between the order of memory read and of memory written.
-  void read_channels_last(int64_t offset, Real* to, int64_t step) const {
+  void read_channels_last(int64_t offset, Real* to, int64_t step, int64_t repeat_step) const {
     constexpr int64_t kPiece = 8;
     for (int64_t w = 0; w < columns_; w += kPiece) {
-      const int64_t count = smaller(kPiece, columns_ - w);
+      const int64_t count = smaller(kPiece, columns_ - w), at = offset + w * strides_.w;
       for (int64_t i = 0; i < count_; ++i) {
-        const int64_t at = offset + w * strides_.w;
-        read_vector(vectors_[i], at, count, to + i * step + w * kCount);
+        Real* piece = to + i * step + w * kCount;
+        if (transposes()) {
+          read_transposed(vectors_[i], at, count, piece, repeat_step);
+          continue;
+        }
+        for (int64_t r = 0; r < repeat_; ++r) {
+          read_vector(vectors_[i], at + r, count, piece + r * repeat_step);
+        }
+      }
+    }
+  }
+
+  // Whether repeated channels are so many that a square of them, transposed, takes fewer
+  // instructions than two for each window of each repeat.
+  bool transposes() const {
+    constexpr int kStages = kCount == 16 ? 4 : kCount == 8 ? 3 : kCount == 4 ? 2 : 1;
+    return 2 * repeat_ * repeat_ >= kCount * (1 + kStages);
+  }
+
+  // The neighbouring channels of each lane.
+  void read_transposed(const Vector& vector, int64_t offset, int64_t columns, Real* to,
+                       int64_t repeat_step) const {
+    for (int64_t w = 0; w < columns; ++w, offset += strides_.w, to += kCount) {
+      // What lies behind a lane's channels is loaded with them, but not behind the tensor.
+      const bool inside = offset + vector.end <= strides_.n;
+      for (int64_t r = 0; r < repeat_; r += kCount) {
+        const T* from = data_ + offset + r;
+        const int64_t count = smaller(kCount, repeat_ - r);
+        Vec<Real> square[kCount];
+        if (inside && vector.whole) {
+#pragma GCC unroll 16
+          for (int i = 0; i < kCount; ++i) square[i] = load(from + vector.offset[i]);
+        } else {
+          for (int i = 0; i < kCount; ++i) {
+            const bool any = vector.offset[i] >= 0;
+            square[i] = any ? load_some(from + vector.offset[i], count) : Vec<Real>{};
+          }
+        }
+        transpose<Real>(square);
+        for (int64_t k = 0; k < count; ++k) store(to + (r + k) * repeat_step, square[k]);
       }
     }
   }
@@ -173,23 +225,45 @@ class Reader {
     if (vector.whole) {
       const T* from = data_ + vector.offset[0] + offset;
       for (int64_t w = 0; w < columns; ++w) store(to + w * kCount, load(from + w * strides_.w));
-      return;
-    }
-    const Window& first = windows_[vector.windows_begin];
-    const IndexVec<Real> index = first.index, taken = first.taken;
-    for (int64_t w = 0; w < columns; ++w, offset += strides_.w) {
-      Vec<Real> v = taken ? permute(load_window(first, offset), index) : Vec<Real>{};
-      for (int64_t k = vector.windows_begin + 1; k < vector.windows_end; ++k) {
-        const Window& window = windows_[k];
-        v = window.taken ? permute(load_window(window, offset), window.index) : v;
+    } else if (vector.one_window) {
+      const Window& window = windows_[vector.windows_begin];
+      const IndexVec<Real> index = window.index;
+      const T* from = data_ + window.offset + offset;
+      for (int64_t w = 0; w < columns; ++w) {
+        store(to + w * kCount, permute(load(from + w * strides_.w), index));
       }
-      store(to + w * kCount, v);
+    } else if (loaded_ == kCount) {
+      const auto all = [](const T* from) { return load(from); };
+      int64_t w = 0;
+      for (; w + 4 <= columns; w += 4) {
+        read_windows<4>(vector, offset + w * strides_.w, to + w * kCount, all);
+      }
+      for (; w < columns; ++w) {
+        read_windows<1>(vector, offset + w * strides_.w, to + w * kCount, all);
+      }
+    } else {
+      const auto some = [&](const T* from) { return load_some(from, loaded_); };
+      for (int64_t w = 0; w < columns; ++w) {
+        read_windows<1>(vector, offset + w * strides_.w, to + w * kCount, some);
+      }
     }
   }
 
-  Vec<Real> load_window(const Window& window, int64_t offset) const {
-    const T* from = data_ + window.offset + offset;
-    return loaded_ == kCount ? load(from) : load_some(from, loaded_);
+  // `Columns` columns, which share the windows' numbers in registers.
+  template <int Columns, typename Load>
+  void read_windows(const Vector& vector, int64_t offset, Real* to, Load load) const {
+    Vec<Real> v[Columns] = {};
+    for (int64_t k = vector.windows_begin; k < vector.windows_end; ++k) {
+      const Window& window = windows_[k];
+      const IndexVec<Real> index = window.index, taken = window.taken;
+      const T* from = data_ + window.offset + offset;
+#pragma GCC unroll 4
+      for (int w = 0; w < Columns; ++w, from += strides_.w) {
+        v[w] = taken ? permute(load(from), index) : v[w];
+      }
+    }
+#pragma GCC unroll 4
+    for (int w = 0; w < Columns; ++w) store(to + w * kCount, v[w]);
   }
 
   // The rows of a lane follow each other in memory: transposed as one long row.
@@ -212,7 +286,7 @@ class Reader {
   Strides strides_;
   bool channels_last_;
   int64_t columns_, left_, width_;
-  int64_t count_ = 0;  // vectors at hand
+  int64_t count_ = 0, repeat_ = 1;  // vectors at hand, and the channels of a lane
   Array<Vector> vectors_;
   Array<Window> windows_;
   int64_t loaded_ = 0;  // of a window

@@ -16,8 +16,8 @@ namespace VMF_ISA {
 namespace {
 
 struct RowTap {
-  int64_t row;     // where the row read begins, in Rows::frame
-  int64_t column;  // under the first tap of the first result
+  int64_t from;    // what is under the first tap of the first result, in Rows::frame
+  int64_t column;  // ... and in its row
   int64_t weight;  // the first tap of the run, in the weights
 };
 
@@ -113,6 +113,9 @@ __attribute__((always_inline)) inline void convolve_tile(const Rows<T>& rows,
   const int64_t size = result_size(rows), step = rows.step * size;
   const int64_t count = rows.row[row].count;
   const RowTap* tap = rows.taps + rows.row[row].begin;
+  const T* first[V];
+#pragma GCC unroll 2
+  for (int v = 0; v < V; ++v) first[v] = vector[v].from + rows.frame + at * advance * rows.column;
   for (int64_t group = 0; group < rows.groups; ++group) {
     Vec<Real> sum[V][R];
 #pragma GCC unroll 2
@@ -126,7 +129,7 @@ __attribute__((always_inline)) inline void convolve_tile(const Rows<T>& rows,
       Vec<Real> weight[V][Taps];
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) {
-        from[v] = vector[v].from + rows.frame + tap->row + left * rows.column;
+        from[v] = first[v] + tap->from;
 #pragma GCC unroll 8
         for (int k = 0; k < Taps; ++k) {
           weight[v][k] = load(vector[v].weight + tap->weight + k * lanes);
@@ -204,7 +207,7 @@ void convolve_row_along_t(const Rows<T>& rows, int64_t row) {
   int64_t few_rows[K > 0 ? K : 1], few_weights[K > 0 ? K : 1];
   int64_t latest = 0;  // the row that no frame before has read
   for (int64_t k = 0; k < count; ++k) {
-    const int64_t from = taps[k].row + taps[k].column * rows.column;
+    const int64_t from = taps[k].from;
     latest = larger(latest, from);
     if (K > 0) few_rows[k] = from, few_weights[k] = taps[k].weight;
   }
@@ -224,7 +227,7 @@ void convolve_row_along_t(const Rows<T>& rows, int64_t row) {
 #pragma GCC unroll 8
       for (int64_t k = 0; k < count; ++k) {
         const T* read = vector.from + from;
-        read += K > 0 ? few_rows[k] : taps[k].row + taps[k].column * rows.column;
+        read += K > 0 ? few_rows[k] : taps[k].from;
         pin_address(read);
         const Vec<Real> weight = load(vector.weight + (K > 0 ? few_weights[k] : taps[k].weight));
 #pragma GCC unroll 8

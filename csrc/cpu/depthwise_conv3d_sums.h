@@ -44,7 +44,7 @@ using SumKernel = void (*)(const SumRows& s, const SumVector<T>& vector,
 
 // Positions that are summed in registers before they are added to memory: short chains lose few
 // digits, and cost little to add up.
-constexpr int64_t kPositionsSummed = 64;
+constexpr int64_t kPositionsSummed = 96;
 
 template <typename Real, int N, int Taps>
 __attribute__((always_inline)) inline void add_to_memory(const KernelRow* kernel_rows, Real* sums,

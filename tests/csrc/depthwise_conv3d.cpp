@@ -31,7 +31,7 @@ bool random_shape(Random& random, Shape& s) {
       random.pick<Ints>({{1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {2, 2, 2}, {1, 1, 2}, {3, 1, 1}});
   s.batch = random.pick<int64_t>({0, 1, 1, 2, 3});
   s.channels = random.pick<int64_t>({1, 2, 3, 5, 8, 12, 16, 17, 24, 33, 54, 64, 130});
-  s.multiplier = random.pick<int64_t>({1, 1, 1, 1, 2, 3, 4, 6});
+  s.multiplier = random.pick<int64_t>({1, 1, 1, 1, 2, 3, 4, 6, 9, 18});
   s.channels_last = random.flip();
   s.dtype = random.pick({DType::f64, DType::f32, DType::f32, DType::bf16, DType::f16});
   const Ints input = {random.pick<int64_t>({1, 2, 3, 4, 7}),

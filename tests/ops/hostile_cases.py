@@ -40,6 +40,9 @@ _MULTIPLIERS = [
     Case(f"multiplier_{m}_of_{c}_channels", (3, 4, 9), channels=c, multiplier=m)
     for m, c in [(2, 1), (2, 3), (2, 8), (3, 5), (3, 6), (4, 1), (4, 4), (6, 3), (2, 17), (16, 2)]
 ] + [
+    # The input gradient transposes squares of repeated channels, as many lanes as they have.
+    Case("multiplier_7_fills_squares", (3, 4, 9), channels=16, multiplier=7),
+    Case("multiplier_18_needs_several_squares", (2, 4, 9), channels=17, multiplier=18),
     Case("multiplier_40_of_1_channel", (3, 4, 5), channels=1, multiplier=40),
     Case("multiplier_3_stride_2", (4, 5, 9), channels=4, multiplier=3, stride=(1, 2, 2)),
     Case("multiplier_2_dilation_2", (4, 5, 9), multiplier=2, dilation=(1, 2, 2), padding=(1, 2, 2)),
