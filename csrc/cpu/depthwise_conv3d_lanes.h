@@ -233,25 +233,29 @@ class Reader {
         store(to + w * kCount, permute(load(from + w * strides_.w), index));
       }
     } else if (loaded_ == kCount) {
-      const auto all = [](const T* from) { return load(from); };
-      int64_t w = 0;
-      for (; w + 4 <= columns; w += 4) {
-        read_windows<4>(vector, offset + w * strides_.w, to + w * kCount, all);
-      }
-      for (; w < columns; ++w) {
-        read_windows<1>(vector, offset + w * strides_.w, to + w * kCount, all);
-      }
+      read_windows(vector, offset, columns, to, [](const T* from) { return load(from); });
     } else {
-      const auto some = [&](const T* from) { return load_some(from, loaded_); };
-      for (int64_t w = 0; w < columns; ++w) {
-        read_windows<1>(vector, offset + w * strides_.w, to + w * kCount, some);
-      }
+      const int64_t count = loaded_;
+      read_windows(vector, offset, columns, to,
+                   [count](const T* from) { return load_some(from, count); });
+    }
+  }
+
+  template <typename Load>
+  void read_windows(const Vector& vector, int64_t offset, int64_t columns, Real* to,
+                    Load load) const {
+    int64_t w = 0;
+    for (; w + 4 <= columns; w += 4) {
+      read_columns<4>(vector, offset + w * strides_.w, to + w * kCount, load);
+    }
+    for (; w < columns; ++w) {
+      read_columns<1>(vector, offset + w * strides_.w, to + w * kCount, load);
     }
   }
 
   // `Columns` columns, which share the windows' numbers in registers.
   template <int Columns, typename Load>
-  void read_windows(const Vector& vector, int64_t offset, Real* to, Load load) const {
+  void read_columns(const Vector& vector, int64_t offset, Real* to, Load load) const {
     Vec<Real> v[Columns] = {};
     for (int64_t k = vector.windows_begin; k < vector.windows_end; ++k) {
       const Window& window = windows_[k];
