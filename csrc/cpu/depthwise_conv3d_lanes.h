@@ -272,18 +272,34 @@ class Reader {
 
   // The rows of a lane follow each other in memory: transposed as one long row.
   void read_contiguous(const Vector& vector, int64_t offset, int64_t rows, Real* to) const {
-    const T* at[kCount];
-    for (int i = 0; i < kCount; ++i) {
-      at[i] = vector.offset[i] < 0 ? nullptr : data_ + vector.offset[i] + offset;
-    }
-    int64_t column = 0;
-    gather_rows(at, rows * columns_, [&](int64_t) {
-      if (column == columns_) {
-        column = 0;
-        to += width_ * kCount;
+    const int64_t size = rows * columns_;
+    int64_t left = columns_;  // in the row
+    const auto next_place = [&] {
+      if (left == 0) {
+        left = columns_;
+        to += (width_ - columns_) * kCount;
       }
-      return to + column++ * kCount;
-    });
+      --left;
+      to += kCount;
+      return to - kCount;
+    };
+    const T* const from = data_ + offset;
+    int64_t done = 0;
+    if (vector.offset[kCount - 1] >= 0) {  // no lane is idle
+      for (; done + kCount <= size; done += kCount) {
+        Vec<Real> square[kCount];
+#pragma GCC unroll 16
+        for (int i = 0; i < kCount; ++i) square[i] = load(from + vector.offset[i] + done);
+        transpose<Real>(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < kCount; ++i) store(next_place(), square[i]);
+      }
+    }
+    const T* rest[kCount];
+    for (int i = 0; i < kCount; ++i) {
+      rest[i] = vector.offset[i] < 0 ? nullptr : from + vector.offset[i] + done;
+    }
+    gather_rows(rest, size - done, [&](int64_t) { return next_place(); });
   }
 
   const T* data_;
@@ -337,16 +353,25 @@ class Writer {
 
  private:
   void write_contiguous(const Real* from, int64_t offset, int64_t columns) const {
-    for (int64_t i = 0; i < columns; i += kCount) {
-      Vec<Real> square[kCount];
-      const int64_t count = smaller(kCount, columns - i);
-      for (int64_t k = 0; k < kCount; ++k) {
-        square[k] = k < count ? load(from + (i + k) * kCount) : Vec<Real>{};
+    Vec<Real> square[kCount];
+    if (lanes_ == kCount && columns >= kCount) {
+      for (int64_t at = 0;;) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kCount; ++i) square[i] = load(from + (at + i) * kCount);
+        transpose<Real>(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < kCount; ++i) store(rows_[i] + offset + at, square[i]);
+        if (at + kCount >= columns) return;
+        at = smaller(at + kCount, columns - kCount);  // the last square overlaps
+      }
+    }
+    for (int64_t at = 0; at < columns; at += kCount) {
+      const int64_t count = smaller(kCount, columns - at);
+      for (int64_t i = 0; i < kCount; ++i) {
+        square[i] = i < count ? load(from + (at + i) * kCount) : Vec<Real>{};
       }
       transpose<Real>(square);
-      for (int lane = 0; lane < lanes_; ++lane) {
-        store_some(rows_[lane] + offset + i, square[lane], count);
-      }
+      for (int i = 0; i < lanes_; ++i) store_some(rows_[i] + offset + at, square[i], count);
     }
   }
 

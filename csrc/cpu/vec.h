@@ -280,6 +280,12 @@ inline Vec<Arithmetic<T>> load_some(const T* p, int64_t n) {
     std::memcpy(whole, &some, sizeof some);
     return load(whole);
   }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i wanted = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lane);
+    return reinterpret_cast<Vec<Arithmetic<T>>>(_mm256_maskload_ps(p, wanted));
+  }
 #endif
   T whole[lanes] = {};
   for (int64_t i = 0; i < n; ++i) whole[i] = p[i];
