@@ -289,7 +289,7 @@ class Summer {
   int64_t frame_ = 0;              // where the first frame begins that the frame at hand reads
   int64_t ring_size_, part_size_;  // what is held for a vector:
   Real* parts_;  // [frame % frames_][row][column][lane], and [row][column][lane] of the gradient
-  Real* frame_sums_;  // of the vectors of a line
+  Real* frame_sums_;  // of kTogether vectors
 };
 
 // Adds up the items and turns the sums of each lane into rows of the weight.
