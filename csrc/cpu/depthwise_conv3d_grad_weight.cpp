@@ -117,7 +117,7 @@ class Summer {
         grad_reader_.read(t, item.h, parts_ + ring_size_, part_size_);
       }
       list_runs(t, item.h, held);
-      prefetch(t, item, next_item, ceil_div(vectors, together) * run_count_);
+      prefetch(t, item, next_item, vectors * calls_);
       for (int64_t i = 0; i < vectors; i += together) {
         add_frame(i, smaller(together, vectors - i), item, t, sums + i * size);
       }
@@ -197,8 +197,10 @@ class Summer {
       listed_h_ = h;
     }
     const int64_t most = larger(1, kPositionsSummed / plan_.w.to);
+    const Phase& phase = plan_.columns.phase[0];
+    const int64_t tap_runs = (phase.taps_end - phase.taps_begin) / plan_.taps;
     int64_t count = 0;
-    run_count_ = 0;
+    run_count_ = calls_ = 0;
     for (int64_t begin = h.begin, end; begin < h.end; begin = end) {
       const FrameTaps rows(plan_.h, begin);
       for (end = begin + 1; end < smaller(begin + most, h.end); ++end) {
@@ -217,6 +219,8 @@ class Summer {
         }
       }
       runs_[run_count_++] = {{begin - h.begin, end - h.begin}, {first, count}};
+      if (count > first)
+        calls_ += tap_runs * ceil_div(count - first, rows_at_a_time(count - first));
     }
   }
 
@@ -228,11 +232,7 @@ class Summer {
     SumVector<Held> vectors[kTogether];
     for (int64_t v = 0; v < count; ++v) vectors[v] = vector_at(i + v, item, t, to + v * size);
     if (!few) fill_zero(frame_sums_, count * size / kCount);
-    for (int64_t r = 0; r < run_count_; ++r) {
-      next_grad_.advance();
-      next_input_.advance();
-      add_run(runs_[r], vectors, count);
-    }
+    for (int64_t r = 0; r < run_count_; ++r) add_run(runs_[r], vectors, count);
     if (!few) add_vectors(frame_sums_, count * size, sums);
   }
 
@@ -242,19 +242,28 @@ class Summer {
     SumRows s = any_rows();
     s.grads = run.rows.begin * s.grad_row;
     s.rows = run.rows.size();
-    // As many kernel rows at a time as the kernels can, or nearly as many each time.
-    const int64_t all = run.kernel_rows.size(), times = ceil_div(all, kernels_.most);
-    const int64_t step = ceil_div(all, larger(1, times));
+    const int64_t step = rows_at_a_time(run.kernel_rows.size());
     for (int64_t k = phase.taps_begin; k < phase.taps_end; k += plan_.taps) {
       s.left = (plan_.in_place ? 0 : columns.left) + columns.offset[k];
       s.sums = columns.tap[k] * kCount;
       for (int64_t row = run.kernel_rows.begin; row < run.kernel_rows.end; row += step) {
         const auto kernel = kernels_.kernel[smaller(step, run.kernel_rows.end - row)];
-        for (int64_t v = 0; v < count; ++v) kernel(s, vectors[v], &kernel_rows_[row]);
+        for (int64_t v = 0; v < count; ++v) {
+          if (plan_.fetch_ahead) {
+            next_grad_.advance();
+            next_input_.advance();
+          }
+          kernel(s, vectors[v], &kernel_rows_[row]);
+        }
       }
     }
     const int64_t bias = volume(shape_.kernel) * kCount;
     for (int64_t v = 0; v < count; ++v) add_bias(s, vectors[v].grads, vectors[v].sums + bias);
+  }
+
+  // As many of `count` kernel rows as the kernels can take, or nearly as many each time.
+  int64_t rows_at_a_time(int64_t count) const {
+    return ceil_div(count, larger(1, ceil_div(count, kernels_.most)));
   }
 
   // In several chains of additions, since one would be waited for.
@@ -282,7 +291,7 @@ class Summer {
   int64_t frames_, row_size_, frame_size_;  // of the ring
   Array<Run> runs_;                         // of the frame at hand
   Array<KernelRow> kernel_rows_;
-  int64_t run_count_ = 0;
+  int64_t run_count_ = 0, calls_ = 0;  // of a kernel, for each vector
   SumKernels<Held> kernels_;
   FrameTaps listed_;               // in place: of the frame whose rows are listed, ...
   Range listed_h_ = {-1, -1};      // ... and which rows it is of
