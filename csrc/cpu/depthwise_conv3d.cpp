@@ -13,6 +13,7 @@
 #include "depthwise_conv3d_lanes.h"
 #include "depthwise_conv3d_plan.h"
 #include "depthwise_conv3d_prefetch.h"
+#include "depthwise_conv3d_reader.h"
 #include "depthwise_conv3d_row.h"
 #include "depthwise_conv3d_split.h"
 #include "vmf/isa.h"
@@ -204,7 +205,7 @@ class Gatherer {
   }
 
   void write(int64_t t, Range h, Range held) {
-    const FrameTaps taps(plan_.t, t);
+    const TapsInside taps(plan_.t, t);
     frame_ = plan_.in_place ? taps.first * from_strides_.t : 0;
     if (!plan_.in_place || !(taps.same(listed_) && h == listed_h_)) {
       listed_ = taps;
@@ -321,7 +322,7 @@ class Gatherer {
   int64_t tiles_ = 0;                // of two vectors in a row
   Array<RowTaps> rows_;              // [phase][row]
   Array<RowTap> taps_;
-  FrameTaps listed_;           // in place: of the frame whose taps are listed, ...
+  TapsInside listed_;          // in place: of the frame whose taps are listed, ...
   Range listed_h_ = {-1, -1};  // ... and for which rows
   int64_t frame_ = 0;          // where the first frame begins that the frame at hand reads
   Prefetcher next_from_, next_to_;

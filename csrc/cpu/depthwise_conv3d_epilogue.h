@@ -3,6 +3,7 @@
 #pragma once
 
 #include "depthwise_conv3d_lanes.h"
+#include "depthwise_conv3d_reader.h"
 #include "depthwise_conv3d_row.h"
 #include "exp.h"
 

@@ -16,6 +16,7 @@
 #include "depthwise_conv3d_lanes.h"
 #include "depthwise_conv3d_plan.h"
 #include "depthwise_conv3d_prefetch.h"
+#include "depthwise_conv3d_reader.h"
 #include "depthwise_conv3d_sums.h"
 #include "depthwise_conv3d_sums_plan.h"
 #include "vmf/isa.h"
@@ -189,7 +190,7 @@ class Summer {
 
   // Of frame `t`: its runs, and the input rows under their kernel rows.
   void list_runs(int64_t t, Range h, Range held) {
-    const FrameTaps taps(plan_.t, t);
+    const TapsInside taps(plan_.t, t);
     if (plan_.in_place) {
       frame_ = taps.first * input_strides_.t;
       if (taps.same(listed_) && h == listed_h_) return;
@@ -202,9 +203,9 @@ class Summer {
     int64_t count = 0;
     run_count_ = calls_ = 0;
     for (int64_t begin = h.begin, end; begin < h.end; begin = end) {
-      const FrameTaps rows(plan_.h, begin);
+      const TapsInside rows(plan_.h, begin);
       for (end = begin + 1; end < smaller(begin + most, h.end); ++end) {
-        if (!rows.same(FrameTaps(plan_.h, end))) break;
+        if (!rows.same(TapsInside(plan_.h, end))) break;
       }
       const int64_t first = count;
       for (int64_t kt = 0; kt < shape_.kernel[0]; ++kt) {
@@ -293,7 +294,7 @@ class Summer {
   Array<KernelRow> kernel_rows_;
   int64_t run_count_ = 0, calls_ = 0;  // of a kernel, for each vector
   SumKernels<Held> kernels_;
-  FrameTaps listed_;               // in place: of the frame whose rows are listed, ...
+  TapsInside listed_;              // in place: of the frame whose rows are listed, ...
   Range listed_h_ = {-1, -1};      // ... and which rows it is of
   int64_t frame_ = 0;              // where the first frame begins that the frame at hand reads
   int64_t ring_size_, part_size_;  // what is held for a vector:

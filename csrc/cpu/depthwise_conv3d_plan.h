@@ -136,6 +136,38 @@ struct Phase {
   int chunk;                     // taps in a run that the row kernel takes at once; divides them
 };
 
+// A run of taps that a kernel is built for, at a distance of kStep columns from one result or
+// gradient to the next; a single tap is taken at any distance.
+template <int Taps, int Step>
+struct TapRun {
+  static constexpr int kTaps = Taps, kStep = Step;
+};
+
+// Calls function(the TapRun of `taps` taps), which Phase::chunk is.
+template <typename Function>
+inline auto with_tap_run(int taps, int64_t advance, const Function& function) {
+  switch (advance == 2 ? 10 + taps : taps) {
+    case 2:
+      return function(TapRun<2, 1>());
+    case 3:
+      return function(TapRun<3, 1>());
+    case 4:
+      return function(TapRun<4, 1>());
+    case 5:
+      return function(TapRun<5, 1>());
+    case 7:
+      return function(TapRun<7, 1>());
+    case 13:
+      return function(TapRun<3, 2>());
+    case 15:
+      return function(TapRun<5, 2>());
+    case 17:
+      return function(TapRun<7, 2>());
+    default:
+      return function(TapRun<1, 1>());
+  }
+}
+
 // How rows of W are read. A row of `from` is held with `left` zeros before it, `width` in all.
 class Columns {
  public:
@@ -238,13 +270,13 @@ inline bool readable_in_place(const Shape& s, const Axis& w, const Columns& colu
          s.channels >= VMF_VECTOR_BYTES / arithmetic_bytes(s.dtype) && columns.readable_in_place(w);
 }
 
-// Which taps along T of frame `t` are not padding, and the frame under the first of them. Frames
-// with the same taps read frames that are as far apart.
-struct FrameTaps {
-  FrameTaps() = default;
-  FrameTaps(const Axis& axis, int64_t t) {
+// Which taps of index `x` of an axis are not padding, and what is under the first of them. Indices
+// with the same taps read what is as far apart.
+struct TapsInside {
+  TapsInside() = default;
+  TapsInside(const Axis& axis, int64_t x) {
     for (int64_t k = 0; k < axis.kernel; ++k) {
-      const int64_t from = axis.source(t, k);
+      const int64_t from = axis.source(x, k);
       if (from < 0) continue;
       if (count++ == 0) {
         begin = k;
@@ -254,7 +286,7 @@ struct FrameTaps {
     }
   }
 
-  bool same(const FrameTaps& other) const {
+  bool same(const TapsInside& other) const {
     return begin == other.begin && last == other.last && count == other.count;
   }
 

@@ -302,26 +302,10 @@ RowKernel<T> find_tile(int64_t results) {
 // The kernel that takes `taps` taps and V vectors at once.
 template <typename T, int V>
 RowKernel<T> find_row_kernel(int taps, int64_t advance, const RowTile& tile) {
-  switch (advance == 2 ? 10 + taps : taps) {
-    case 2:
-      return find_tile<T, 2, 1, V>(tile.results);
-    case 3:
-      return find_tile<T, 3, 1, V>(tile.results);
-    case 4:
-      return find_tile<T, 4, 1, V>(tile.results);
-    case 5:
-      return find_tile<T, 5, 1, V>(tile.results);
-    case 7:
-      return find_tile<T, 7, 1, V>(tile.results);
-    case 13:
-      return find_tile<T, 3, 2, V>(tile.results);
-    case 15:
-      return find_tile<T, 5, 2, V>(tile.results);
-    case 17:
-      return find_tile<T, 7, 2, V>(tile.results);
-    default:
-      return find_tile<T, 1, 0, V>(tile.results);
-  }
+  return with_tap_run(taps, advance, [&](auto run) {
+    constexpr int kAdvance = run.kTaps == 1 ? 0 : run.kStep;
+    return find_tile<T, run.kTaps, kAdvance, V>(tile.results);
+  });
 }
 
 // How the rows of one phase are convolved: vectors by twos where that is faster.

@@ -233,27 +233,8 @@ inline bool suits_taps(int64_t columns, int taps, int64_t advance) {
 
 template <typename T>
 SumKernels<T> find_sum_kernels(int taps, int64_t advance) {
-  using S = SumKernels<T>;
-  switch (taps > 1 && advance == 2 ? 10 + taps : taps) {
-    case 2:
-      return S::template of<2, 1>();
-    case 3:
-      return S::template of<3, 1>();
-    case 4:
-      return S::template of<4, 1>();
-    case 5:
-      return S::template of<5, 1>();
-    case 7:
-      return S::template of<7, 1>();
-    case 13:
-      return S::template of<3, 2>();
-    case 15:
-      return S::template of<5, 2>();
-    case 17:
-      return S::template of<7, 2>();
-    default:
-      return S::template of<1, 1>();
-  }
+  return with_tap_run(taps, advance,
+                      [](auto run) { return SumKernels<T>::template of<run.kTaps, run.kStep>(); });
 }
 
 }  // namespace
