@@ -76,9 +76,9 @@ def test_an_output_that_lives_is_never_given_away() -> None:
 
 
 def test_smaller_ones_and_other_sizes(extension: ModuleType) -> None:
-    del_me = copy(large(31))
+    del_me = copy(large(7))
     del del_me
-    assert kept(extension) == 0, "the C library sees to blocks below 32 MB"
+    assert kept(extension) == 0, "the C library sees to blocks below 8 MB"
     sizes = {}
     for mib in (80, 40, 33):
         y = copy(large(mib))

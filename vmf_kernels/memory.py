@@ -55,7 +55,7 @@ def keep_freed_memory(keep: bool = True) -> bool:
 def release_memory() -> int:
     """Gives freed memory back to the system, that of large outputs too.
 
-    Outputs of 32 MB and more that our CPU kernels made are kept for the next one in any case, up to
+    Outputs of 8 MB and more that our CPU kernels made are kept for the next one in any case, up to
     an eighth of the machine's memory, marked so that the system takes them when it needs any.
 
     Returns:

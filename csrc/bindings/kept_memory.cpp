@@ -20,7 +20,7 @@ using torch::stable::Tensor;
 #if defined(__linux__) && defined(MADV_HUGEPAGE) && defined(MADV_FREE)
 namespace {
 
-constexpr size_t kPage = size_t{2} << 20, kWorthIt = 16 * kPage;
+constexpr size_t kPage = size_t{2} << 20, kWorthIt = 4 * kPage;
 
 struct Block {
   void* data;

@@ -2,9 +2,11 @@
 //
 // The C library returns blocks of 32 MB and more to the system whenever they are freed, and the
 // system maps each page anew, and clears it, when it is first written: 14 ms for 36 MB, five times
-// what a 3x3x3 convolution takes to fill them. Kept blocks consist of pages of 2 MiB and are marked
-// as free to take (MADV_FREE): the system has them as soon as it needs any, until then writing to
-// them costs nothing.
+// what a 3x3x3 convolution takes to fill them. Smaller ones it hands out again, but not always to
+// the next call: an aligned block asks for more than it leaves, so two blocks often take turns and
+// the outputs of one call after the other need twice the cache. Kept blocks consist of pages of
+// 2 MiB and are marked as free to take (MADV_FREE): the system has them as soon as it needs any,
+// until then writing to them costs nothing.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -15,7 +17,7 @@
 
 namespace vmf::bindings {
 
-// An uninitialised CPU tensor in such a block. None for less than 32 MB, and where the system does
+// An uninitialised CPU tensor in such a block. None for less than 8 MB, and where the system does
 // not offer what it takes.
 std::optional<torch::stable::Tensor> empty_in_kept_memory(torch::headeronly::ScalarType dtype,
                                                           const std::vector<int64_t>& size,

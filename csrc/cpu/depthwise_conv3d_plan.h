@@ -8,8 +8,7 @@
 // the last channels of one and the first of the next, and only the very last vector has idle lanes.
 #pragma once
 
-#include <cstdlib>
-
+#include "../workspace.h"
 #include "integers.h"
 #include "vec.h"
 #include "vmf/depthwise_conv3d.h"
@@ -40,17 +39,14 @@ inline int64_t work(const Shape& s) {
   return s.batch * s.channels * s.multiplier * volume(s.output) * (volume(s.kernel) + 12);
 }
 
-// A bare array, not initialised: std::vector has functions that the linker could share between the
-// copies of this file.
+// A bare array, not initialised, on the thread's stack of them (workspace.h): std::vector has
+// functions that the linker could share between the copies of this file.
 template <typename T>
 class Array {
  public:
-  explicit Array(int64_t size) {
-    const int64_t bytes = larger(size, 1) * static_cast<int64_t>(sizeof(T));
-    data_ = static_cast<T*>(std::aligned_alloc(64, static_cast<size_t>(ceil_div(bytes, 64) * 64)));
-    if (data_ == nullptr) std::abort();
-  }
-  ~Array() { std::free(data_); }
+  explicit Array(int64_t size)
+      : data_(static_cast<T*>(take(larger(size, 1) * static_cast<int64_t>(sizeof(T))))) {}
+  ~Array() { give_back(data_); }
   Array(const Array&) = delete;
   Array& operator=(const Array&) = delete;
   T& operator[](int64_t i) { return data_[i]; }
