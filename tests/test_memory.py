@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -121,6 +122,24 @@ def test_it_is_bounded(extension: ModuleType) -> None:
         extension.limit_kept_memory(0)
         del y
         assert kept(extension) == 0
+    finally:
+        extension.limit_kept_memory(before)
+
+
+def offered() -> int:
+    """MiB that the system may take from this process."""
+    rows = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(row.split()[1]) for row in rows if row.startswith("LazyFree:")) // 1024
+
+
+def test_all_but_the_newest_are_offered_to_the_system(extension: ModuleType) -> None:
+    before, already = extension.limit_kept_memory(160 * MIB), offered()
+    try:
+        outputs = [copy(large(mib)) for mib in (34, 10, 12)]
+        while outputs:
+            outputs.pop(0)
+        assert kept(extension) == 34 + 10 + 12
+        assert offered() - already == 34, "a quarter of the limit, 40, is more than 10 and 12"
     finally:
         extension.limit_kept_memory(before)
 

@@ -56,7 +56,8 @@ def release_memory() -> int:
     """Gives freed memory back to the system, that of large outputs too.
 
     Outputs of 8 MB and more that our CPU kernels made are kept for the next one in any case, up to
-    an eighth of the machine's memory, marked so that the system takes them when it needs any.
+    an eighth of the machine's memory, all but the newest marked so that the system takes them when
+    it needs any.
 
     Returns:
         Bytes of such outputs that were kept until now.

@@ -9,6 +9,7 @@
 #endif
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <mutex>
 #include <vector>
@@ -21,10 +22,12 @@ using torch::stable::Tensor;
 namespace {
 
 constexpr size_t kPage = size_t{2} << 20, kWorthIt = 4 * kPage;
+constexpr size_t kNewest = 4;  // a quarter of what may be kept
 
 struct Block {
   void* data;
   size_t bytes;
+  bool offered = false;  // to the system
 };
 
 void give_back(Block block) { munmap(block.data, block.bytes); }
@@ -70,13 +73,14 @@ class Blocks {
 
   void keep(Block block) {
     const std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock || block.bytes > most_ || madvise(block.data, block.bytes, MADV_FREE) != 0) {
+    if (!lock || block.bytes > most_) {
       give_back(block);
       return;
     }
     blocks_.push_back(block);
     total_ += block.bytes;
     while (total_ > most_) release_oldest();
+    offer_older();
   }
 
   int64_t total() {
@@ -100,10 +104,25 @@ class Blocks {
   }
 
  private:
-  void release_oldest() {
-    give_back(blocks_.front());
-    total_ -= blocks_.front().bytes;
-    blocks_.erase(blocks_.begin());
+  void release_oldest() { release(blocks_.begin()); }
+
+  void release(std::vector<Block>::iterator block) {
+    give_back(*block);
+    total_ -= block->bytes;
+    blocks_.erase(block);
+  }
+
+  // All but the newest, which are likely to be written soon: the offer is a call to the system that
+  // interrupts the other threads.
+  void offer_older() {
+    size_t newer = 0;
+    for (size_t i = blocks_.size(); i-- > 0;) {
+      Block& block = blocks_[i];
+      newer += block.bytes;
+      if (newer <= most_ / kNewest || block.offered) continue;
+      block.offered = madvise(block.data, block.bytes, MADV_FREE) == 0;
+      if (!block.offered) release(blocks_.begin() + static_cast<std::ptrdiff_t>(i));
+    }
   }
 
   std::mutex mutex_;

@@ -5,8 +5,8 @@
 // what a 3x3x3 convolution takes to fill them. Smaller ones it hands out again, but not always to
 // the next call: an aligned block asks for more than it leaves, so two blocks often take turns and
 // the outputs of one call after the other need twice the cache. Kept blocks consist of pages of
-// 2 MiB and are marked as free to take (MADV_FREE): the system has them as soon as it needs any,
-// until then writing to them costs nothing.
+// 2 MiB. All but the newest are marked as free to take (MADV_FREE): the system has them as soon as
+// it needs any, until then writing to them costs nothing.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
