@@ -22,7 +22,7 @@ using torch::stable::Tensor;
 namespace {
 
 constexpr size_t kPage = size_t{2} << 20, kWorthIt = 4 * kPage;
-constexpr size_t kNewest = 4;  // a quarter of what may be kept
+constexpr size_t kMostNewest = size_t{512} << 20;  // not offered to the system
 
 struct Block {
   void* data;
@@ -115,11 +115,12 @@ class Blocks {
   // All but the newest, which are likely to be written soon: the offer is a call to the system that
   // interrupts the other threads.
   void offer_older() {
+    const size_t newest = std::min(most_ / 4, kMostNewest);
     size_t newer = 0;
     for (size_t i = blocks_.size(); i-- > 0;) {
       Block& block = blocks_[i];
       newer += block.bytes;
-      if (newer <= most_ / kNewest || block.offered) continue;
+      if (newer <= newest || block.offered) continue;
       block.offered = madvise(block.data, block.bytes, MADV_FREE) == 0;
       if (!block.offered) release(blocks_.begin() + static_cast<std::ptrdiff_t>(i));
     }
