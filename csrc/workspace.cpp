@@ -30,11 +30,8 @@ struct Block {
   ~Block() { std::free(data); }
 };
 
-thread_local Block block, stack;  // `bytes` of the stack: those that are taken
-
-}  // namespace
-
-void* workspace(int64_t bytes) {
+// The block's memory, at least `bytes`: what was in it is lost if it has less.
+void* reserve(Block& block, int64_t bytes) {
   if (bytes > block.bytes) {
     std::free(std::exchange(block.data, nullptr));
     block.bytes = 0;
@@ -44,18 +41,24 @@ void* workspace(int64_t bytes) {
   return block.data;
 }
 
+thread_local Block block, stack;
+thread_local int64_t taken = 0;  // bytes of the stack
+
+}  // namespace
+
+void* workspace(int64_t bytes) { return reserve(block, bytes); }
+
 void* take(int64_t bytes) {
-  const int64_t end = stack.bytes + whole_lines(bytes);
+  const int64_t end = taken + whole_lines(bytes);
   if (end > kStack) return allocate(bytes);
-  if (stack.data == nullptr) stack.data = allocate(kStack);
-  return static_cast<char*>(stack.data) + std::exchange(stack.bytes, end);
+  return static_cast<char*>(reserve(stack, kStack)) + std::exchange(taken, end);
 }
 
 void give_back(void* data) {
-  const auto begin = reinterpret_cast<std::uintptr_t>(stack.data);
-  const auto at = reinterpret_cast<std::uintptr_t>(data);
-  if (stack.data != nullptr && at >= begin && at < begin + kStack) {
-    stack.bytes = static_cast<int64_t>(at - begin);
+  const auto offset =
+      reinterpret_cast<std::uintptr_t>(data) - reinterpret_cast<std::uintptr_t>(stack.data);
+  if (offset < static_cast<std::uintptr_t>(stack.bytes)) {
+    taken = static_cast<int64_t>(offset);
   } else {
     std::free(data);
   }
