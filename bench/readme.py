@@ -135,7 +135,7 @@ def _contiguous_row(some: Sequence[Layer]) -> list[str]:
 def targets(sources: Sequence[Path], readme: Path) -> str:
     """What shall be reached, whether it is, and what the roofline leaves."""
     results = _read(sources)
-    table = targets_of(results.facts).table(layers(results.rows), results.roofline)
+    table = targets_of(results.facts).table(layers(results.rows))
     return table or ABSENT
 
 

@@ -50,7 +50,7 @@ def ops_report(results: list[Comparison], roofline: Roofline, targets: Targets) 
     ops = _distinct(r.op for r in results)
     parts = [op_report(op, [r for r in results if r.op == op], roofline) for op in ops]
     every = layers(row for r in results for row in rows_of(r, roofline))
-    if table := targets.table(every, roofline):
+    if table := targets.table(every):
         parts += ["## Targets", TARGETS_NOTE.format(machine=targets.machine), table]
     return "\n\n".join(parts)
 

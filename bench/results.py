@@ -55,6 +55,7 @@ class Layer:
         peer: the best one and its layout.
         peer_milliseconds: of that.
         peer_in_layout: milliseconds, by layout, of the best peer in that layout.
+        least_milliseconds: what the roofline of that run leaves.
         bytes, flops: of the traffic model.
     """
 
@@ -71,6 +72,7 @@ class Layer:
     peer: Key | None
     peer_milliseconds: float | None
     peer_in_layout: dict[str, float]
+    least_milliseconds: float | None
     bytes: int | None
     flops: int | None
 
@@ -78,17 +80,16 @@ class Layer:
     def name(self) -> str:
         return f"{self.model} {self.shape}"
 
-    def most(self, roofline: Roofline, layout: str | None = None) -> float | None:
+    def most(self, layout: str | None = None) -> float | None:
         """The speed-up of a kernel that takes the least time which the roofline leaves.
 
         Args:
-            roofline: of the same run.
             layout: that of the peer; its best if None.
         """
         peer = self.peer_in_layout.get(layout) if layout else self.peer_milliseconds
-        if peer is None or self.bytes is None or self.flops is None:
+        if peer is None or self.least_milliseconds is None:
             return None
-        return 1e-3 * peer / roofline.seconds(self.bytes, self.flops)
+        return peer / self.least_milliseconds
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,7 @@ def _layer(rows: list[Row]) -> Layer:
         peer_milliseconds=_milliseconds(peers[0]) if peers else None,
         # The fastest comes last and stays.
         peer_in_layout={r["layout"]: _milliseconds(r) for r in reversed(peers)},
+        least_milliseconds=_least_milliseconds(ours[0]) if ours else None,
         bytes=int(first["bytes"]) if first["bytes"] else None,
         flops=int(first["flops"]) if first["flops"] else None,
     )
@@ -213,6 +215,11 @@ def _layer(rows: list[Row]) -> Layer:
 
 def _milliseconds(row: Row) -> float:
     return float(row["ms_median"])
+
+
+def _least_milliseconds(row: Row) -> float | None:
+    percent = row["roofline_percent"]
+    return _milliseconds(row) * float(percent) / 100 if percent else None
 
 
 def _row(r: Comparison, key: Key, roofline: Roofline) -> Row:
@@ -241,7 +248,7 @@ def _row(r: Comparison, key: Key, roofline: Roofline) -> Row:
     row["ms_q20"], row["ms_q80"] = f"{1e3 * low:.6g}", f"{1e3 * high:.6g}"
     row["rounds"] = str(len(r.times.seconds[key]))
     share = r.roofline_share(key, roofline)
-    row["roofline_percent"] = f"{100 * share:.1f}" if share else ""
+    row["roofline_percent"] = f"{100 * share:.6g}" if share else ""
     if key[0] == OURS and (speedup := r.speedup(key)):
         row["speedup"], row["speedup_q20"], row["speedup_q80"] = (f"{s:.4g}" for s in speedup)
         same = r.speedup(key, same_layout=True)

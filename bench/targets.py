@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.machine import Roofline
 from bench.markdown import markdown_table
 from bench.op import CONTIGUOUS, FORWARD, RECORDED, TRAINING
 from bench.results import Layer, summarise
@@ -54,11 +53,9 @@ class Target:
         mean = summary.same_layout.get(self.layout) if self.layout else summary.mean
         return None if mean is None else (mean, summary.number)
 
-    def most(self, layers: Sequence[Layer], mode: str, roofline: Roofline | None) -> float | None:
+    def most(self, layers: Sequence[Layer], mode: str) -> float | None:
         """The geometric mean if every layer took the least time which the roofline leaves."""
-        if roofline is None:
-            return None
-        found = [layer.most(roofline, self.layout) for layer in self.chosen(layers, mode)]
+        found = [layer.most(self.layout) for layer in self.chosen(layers, mode)]
         values = [value for value in found if value is not None]
         return geomean(values) if values else None
 
@@ -75,13 +72,8 @@ class Targets:
     machine: str
     all: tuple[Target, ...]
 
-    def table(self, layers: Sequence[Layer], roofline: Roofline | None) -> str | None:
-        """Target, measured, most, met or not, of those that these layers say something about.
-
-        Args:
-            layers: what was measured.
-            roofline: of the same run; without it `most` stays empty.
-        """
+    def table(self, layers: Sequence[Layer]) -> str | None:
+        """Target, measured, most, met or not, of those that these layers say something about."""
         rows = []
         for target in self.all:
             cells = [f"{target.op}: {target.layers}"]
@@ -89,7 +81,7 @@ class Targets:
             for mode, least in ((FORWARD, target.forward), (TRAINING, target.training)):
                 found = target.measured(layers, mode)
                 number = max(number, found[1] if found else 0)
-                most = target.most(layers, mode, roofline)
+                most = target.most(layers, mode)
                 measured, met = verdict(found[0] if found else None, least)
                 cells += [f"{least:.1f}", measured, f"{most:.1f}" if most else "-", met]
             if number:

@@ -100,7 +100,7 @@ def test_targets_are_held_against_their_own_layers(tmp_path: Path):
         comparison(9.0, dtype="bfloat16"),
     ]
     found = layers(back(some, tmp_path).rows)
-    table = CPU.table(found, ROOFLINE)
+    table = CPU.table(found)
     assert table is not None
     cells = {
         (c := [x.strip() for x in line.strip("|").split("|")])[0]: c[1:]
@@ -120,10 +120,20 @@ def test_targets_are_held_against_their_own_layers(tmp_path: Path):
         *("10.0", "-", "-", "-"),
     ]
     assert not any("attention" in name for name in cells)
-    assert CPU.table([], ROOFLINE) is None
-    without = CPU.table(found, None)
-    assert without is not None
-    assert [cell.strip() for cell in without.splitlines()[2].split("|")[5:6]] == ["-"]
+    assert CPU.table([]) is None
+
+
+def test_the_most_takes_each_layer_by_the_roofline_of_its_own_run(tmp_path: Path):
+    """A table of two files, the second of a machine that is half as fast."""
+    half = Roofline(32 << 20, cache_bandwidth=90e9, memory_bandwidth=25e9, flops=95e9)
+    (first,) = layers(rows_of(comparison(4.0), ROOFLINE))
+    (second,) = layers(rows_of(comparison(4.0), half))
+    assert first.most() == pytest.approx(7600, rel=1e-3)
+    assert second.most() == pytest.approx(3800, rel=1e-3)
+    untold = comparison(4.0, traffic=None)
+    table = CPU.table(layers(back([untold], tmp_path).rows))
+    assert table is not None
+    assert [cell.strip() for cell in table.splitlines()[2].split("|")[5:6]] == ["-"]
 
 
 def test_every_target_names_layers_that_exist():
@@ -141,7 +151,7 @@ def test_a_gpu_has_targets_of_its_own(tmp_path: Path):
     some = [comparison(4.0), comparison(1.0, kernel=5)]
     found = layers(back(some, tmp_path).rows)
     assert targets.targets({"gpu": "some"}) is GPU and targets.targets({}) is CPU
-    table = GPU.table(found, ROOFLINE)
+    table = GPU.table(found)
     assert table is not None
     small, large = table.splitlines()[2:]
     assert "sides up to 3, float32" in small and "4.00" in small and "met" in small
