@@ -243,9 +243,9 @@ def key_of(row: Row) -> tuple[str, ...]:
     return tuple(row[name] for name in WHICH)
 
 
-def rows(only: re.Pattern[str], sample: int | None, tell: Callable[[str], None]) -> Iterator[Row]:
-    """A row for each shape, mode, dtype and layout, counted on all CPUs."""
-    chosen = {}
+def calls(only: re.Pattern[str], sample: int | None) -> dict[tuple[str, ...], tuple[Any, ...]]:
+    """By what names a row, the arguments of `_count`, for each shape, mode, dtype and layout."""
+    chosen: dict[tuple[str, ...], tuple[Any, ...]] = {}
     for bench in BENCHES.values():
         for mode in MODES:
             cases = [c for c in bench.cases() if only.search(f"{bench.name} {c} {mode}")]
@@ -254,6 +254,13 @@ def rows(only: re.Pattern[str], sample: int | None, tell: Callable[[str], None])
                     name = str(dtype).removeprefix("torch.")
                     which = (bench.name, case.label, mode, name, layout)
                     chosen[which] = (bench.name, case, mode, dtype, layout)
+    return chosen
+
+
+def rows(
+    chosen: dict[tuple[str, ...], tuple[Any, ...]], tell: Callable[[str], None]
+) -> Iterator[Row]:
+    """A row for each of the `calls`, counted on all CPUs."""
     begin = time.perf_counter()
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as processes:
         counted = processes.map(_count, *zip(*chosen.values(), strict=True))
@@ -301,10 +308,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    try:
+        only = re.compile(arguments.only)
+    except re.error as error:
+        parser.error(f"--only: not a regular expression: {error} (got {arguments.only!r})")
+    chosen = calls(only, arguments.sample)
+    if not chosen:
+        parser.error(f"--only: found in no case's 'op model shape mode' (got {arguments.only!r})")
     table = {}
     if (arguments.only or arguments.sample) and arguments.out.exists():
         table = {key_of(row): row for row in read(arguments.out).rows}
-    for row in rows(re.compile(arguments.only), arguments.sample, tell):
+    for row in rows(chosen, tell):
         table[key_of(row)] = row
     facts = {"programs of a launch": f"{PROGRAMS}, of convolutions {PROGRAMS_OF_CONVOLUTIONS}"}
     write_atomically(arguments.out, table_text(table.values(), COLUMNS, facts))

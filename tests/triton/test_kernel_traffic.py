@@ -102,3 +102,18 @@ def test_command_line(tmp_path: Path):
     assert len(rows) == len(kernel_traffic.DTYPES) * len(LAYOUTS)
     assert {row["op"] for row in rows} == {"dynamic_relu"}
     assert "[4/4] dynamic_relu" in done.stderr and "of the least bytes" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("only", "words"), [("no_such_op", "found in no case"), ("[", "not a regular expression")]
+)
+def test_command_line_refuses(
+    only: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    out = tmp_path / "table.csv"
+    with pytest.raises(SystemExit) as stopped:
+        kernel_traffic.main(["--only", only, "--out", str(out)])
+    assert stopped.value.code == 2 and not out.exists()
+    told = capsys.readouterr().err
+    assert words in told and repr(only) in told
