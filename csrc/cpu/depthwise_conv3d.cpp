@@ -247,7 +247,7 @@ class Gatherer {
       job.rows = rows;
       job.taps = &taps_[0];
       job.frame = frame_;
-      job.groups = plan_.repeat;
+      job.chain = chain(phase);
       job.width = plan_.in_place ? plan_.w.from : plan_.columns.width;
       job.column = plan_.in_place ? from_strides_.w : kCount;
       job.advance = phase.advance;
@@ -267,6 +267,15 @@ class Gatherer {
     }
   }
 
+  // Runs of taps that are added up in registers: those of one channel read, or of more while that
+  // is no longer than sums are elsewhere.
+  int64_t chain(const Phase& phase) const {
+    constexpr int64_t kTaps = 36;
+    const int64_t rows = shape_.kernel[0] * shape_.kernel[1];
+    const int64_t taps = rows * (phase.taps_end - phase.taps_begin);
+    return larger(1, larger(taps, plan_.repeat > 1 ? kTaps : 0) / phase.chunk);
+  }
+
   void list_taps(int64_t t, Range h, Range held) {
     int64_t count = 0;
     for (int64_t p = 0; p < plan_.columns.phases; ++p) {
@@ -276,7 +285,7 @@ class Gatherer {
         for (int64_t r = 0; r < plan_.repeat; ++r) {
           count = list_taps(plan_.columns.phase[p], r, t, at, held, count);
         }
-        row->count = (count - row->begin) / plan_.repeat;
+        row->count = count - row->begin;
       }
     }
   }

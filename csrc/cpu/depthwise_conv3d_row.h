@@ -23,8 +23,7 @@ struct RowTap {
 
 // The taps of a row written.
 struct RowTaps {
-  int64_t begin;
-  int64_t count;  // for each group
+  int64_t begin, count;
 };
 
 // One vector of lanes; what is said of rows and weights counts from here. `to` is of T, or of the
@@ -37,8 +36,8 @@ struct RowVector {
 };
 
 // What the kernel does, with rows of T: distances are in elements. Each result is the bias plus
-// `groups` sums, more than one where T is the arithmetic type only; shorter chains lose fewer
-// digits.
+// sums of `chain` taps each, more than one where T is the arithmetic type only; shorter chains lose
+// fewer digits.
 template <typename T>
 struct Rows {
   const RowVector<T>* vector;
@@ -47,7 +46,7 @@ struct Rows {
   int64_t rows, rows_together;  // the same
   const RowTap* taps;
   int64_t frame;  // where the frame begins from which the rows of taps count
-  int64_t groups;
+  int64_t chain;
   int64_t width, column;          // columns of a row read, and from one to the next
   int64_t advance;                // columns read, from one result to the next
   int64_t columns;                // results in a row
@@ -103,7 +102,7 @@ __attribute__((always_inline)) inline void convolve_tile(const Rows<T>& rows,
                                                          const RowVector<T>* vector, int64_t row,
                                                          int64_t at) {
   using Real = Arithmetic<T>;
-  constexpr bool kGroups = sizeof(T) == sizeof(Real);
+  constexpr bool kChains = sizeof(T) == sizeof(Real);
   constexpr int lanes = kLanes<Real>;
   constexpr int kStep = Advance == 0 ? 1 : Advance;  // in columns loaded
   constexpr int kColumns = (R - 1) * kStep + Taps;
@@ -116,14 +115,16 @@ __attribute__((always_inline)) inline void convolve_tile(const Rows<T>& rows,
   const T* first[V];
 #pragma GCC unroll 2
   for (int v = 0; v < V; ++v) first[v] = vector[v].from + rows.frame + at * advance * rows.column;
-  for (int64_t group = 0; group < rows.groups; ++group) {
+  int64_t begin = 0, end;  // of the chain
+  do {
+    end = kChains ? smaller(begin + rows.chain, count) : count;
     Vec<Real> sum[V][R];
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) {
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) sum[v][r] = Vec<Real>{};
     }
-    for (int64_t i = 0; i < count; ++i, ++tap) {
+    for (int64_t i = begin; i < end; ++i, ++tap) {
       const int64_t left = tap->column + at * advance, right = rows.width - left;
       const T* from[V];
       Vec<Real> weight[V][Taps];
@@ -162,12 +163,12 @@ __attribute__((always_inline)) inline void convolve_tile(const Rows<T>& rows,
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r, to += step) {
         pin_address(to);
-        const bool add = kGroups && group > 0;
-        const Real* before = add ? reinterpret_cast<const Real*>(to) : vector[v].bias;
+        const Real* before = kChains && begin > 0 ? reinterpret_cast<const Real*>(to) : vector[v].bias;
         store_result<T>(to, rows.wide, load(before) + sum[v][r]);
       }
     }
-  }
+    begin = end;
+  } while (kChains && begin < count);
 }
 
 // Advance is rows.advance, or 0 for any; V divides rows.vectors, and a row has at least R results.
