@@ -38,7 +38,7 @@ struct GatherPlan {
     const int64_t element = in_place ? storage_bytes(s.dtype) : arithmetic_bytes(s.dtype);
     const int64_t column_bytes = kBlock * element;
     split = Split(w.to > 0 ? s.batch : 0, channels, s.channels_last, t, h,
-                  repeat * t.span(1) * columns.width * column_bytes, work(s), in_place);
+                  repeat * t.span(1) * columns.width * column_bytes, repeat, work(s), in_place);
   }
 
   Axis t, h, w;

@@ -163,7 +163,8 @@ __attribute__((always_inline)) inline void convolve_tile(const Rows<T>& rows,
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r, to += step) {
         pin_address(to);
-        const Real* before = kChains && begin > 0 ? reinterpret_cast<const Real*>(to) : vector[v].bias;
+        const Real* before =
+            kChains && begin > 0 ? reinterpret_cast<const Real*>(to) : vector[v].bias;
         store_result<T>(to, rows.wide, load(before) + sum[v][r]);
       }
     }

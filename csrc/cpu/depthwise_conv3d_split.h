@@ -23,11 +23,13 @@ class Split {
  public:
   Split() = default;
 
-  // `row_bytes` is what a row takes in cache for a block, over all frames held; `work` what
-  // it all takes. With `whole_vectors` no group has fewer lanes than a vector, nor lanes of
-  // two samples. With `shared_bunches` an item may go over several bunches.
+  // `row_bytes` is what a row takes in cache for a block, over all frames held, with `repeat`
+  // channels for each lane; `work` what it all takes. With `whole_vectors` no group has fewer
+  // lanes than a vector, nor lanes of two samples. With `shared_bunches` an item may go over
+  // several bunches.
   Split(int64_t batch, int64_t channels, bool channels_last, const Axis& t, const Axis& h,
-        int64_t row_bytes, int64_t work, bool whole_vectors, bool shared_bunches = false)
+        int64_t row_bytes, int64_t repeat, int64_t work, bool whole_vectors,
+        bool shared_bunches = false)
       : batch_(batch), channels_(channels), h_(h.to), t_(t.to), whole_(whole_vectors) {
     if (batch * channels * h.to * t.to == 0) return;
     bunch_ = whole_vectors ? 1 : choose_bunch(channels_last);
@@ -43,14 +45,15 @@ class Split {
     t_size_ = t_;
     const bool written = whole_vectors && !shared_bunches;
     const bool frames_apart = whole_vectors && t.kernel == 1;
-    const int64_t kCache = (whole_vectors ? 256 : 384) << 10;
+    // Borders of rows with repeated channels cost the most to pack again.
+    const int64_t cache = (whole_vectors ? 256 : repeat > 1 ? 640 : 384) << 10;
 
     // Threads whose pieces of the tensor written alternate wait for each other's cache lines, so
     // frames are cut first, for a few threads, where those read by two pieces are read in place.
     // Where rows share nothing, those frames are all that is read twice: it pays while they are in
     // the cache.
     constexpr int64_t kWhole = 4;  // pieces of whole frames
-    const bool rows_apart = written && h.kernel == 1 && h.to * row_bytes * blocks_ <= 4 * kCache;
+    const bool rows_apart = written && h.kernel == 1 && h.to * row_bytes * blocks_ <= 4 * cache;
     if (written && frames_apart) {
       t_size_ = 1;
     } else if (written && (h.kernel > 1 || rows_apart)) {
@@ -65,10 +68,10 @@ class Split {
     // takes the rows of one after the other, in the order of memory, and borders are still in
     // cache.
     const int64_t kRows = frames_apart || rows_apart ? 1 : 8;
-    while (group_size_ > kWide && h.span(smaller(h_, kRows)) * row_bytes * group_size_ > kCache) {
+    while (group_size_ > kWide && h.span(smaller(h_, kRows)) * row_bytes * group_size_ > cache) {
       group_size_ = ceil_div(group_size_, 2);
     }
-    for (int64_t n = 2; h_size_ > 1 && h.span(h_size_) * row_bytes * group_size_ > kCache; ++n) {
+    for (int64_t n = 2; h_size_ > 1 && h.span(h_size_) * row_bytes * group_size_ > cache; ++n) {
       h_size_ = ceil_div(h_, n);
     }
 

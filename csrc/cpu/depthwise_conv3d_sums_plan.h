@@ -24,7 +24,7 @@ struct SumsPlan {
         fetch_ahead(activation_bytes(s) >= prefetch_pays_from()) {
     const int64_t element = in_place ? storage_bytes(s.dtype) : arithmetic_bytes(s.dtype);
     const int64_t row_bytes = (t.span(1) * columns.width + w.to) * kBlock * element;
-    split = Split(w.to > 0 ? s.batch : 0, channels, s.channels_last, t, h, row_bytes, work(s),
+    split = Split(w.to > 0 ? s.batch : 0, channels, s.channels_last, t, h, row_bytes, 1, work(s),
                   in_place, true);
   }
 
