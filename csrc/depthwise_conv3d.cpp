@@ -14,14 +14,14 @@ struct Kernels {
 
 // Whether the kernels with vectors half as wide are faster. They read channels-last tensors in
 // place that have from half of AVX-512's lanes in channels to less than all, which its own kernels
-// pack; 3x3x3 at stride 1 has the arithmetic to pay for that.
+// pack; 3x3x3 at stride 1 has the arithmetic to pay for that, but not for a copy per output channel.
 bool suits_half_vectors(const DepthwiseConv3dShape& s) {
   constexpr int64_t kLanes = 16;  // of AVX-512
-  if (!s.channels_last || s.multiplier != 1 || s.dtype == DType::f64) return false;
+  if (!s.channels_last || s.dtype == DType::f64) return false;
   if (s.channels < kLanes / 2 || s.channels >= kLanes) return false;
   int64_t taps = 1, strides = 1;
   for (int i = 0; i < 3; ++i) taps *= s.kernel[i], strides *= s.stride[i];
-  return taps < 27 * strides || s.channels == kLanes / 2;
+  return taps < 27 * strides || s.multiplier > 1 || s.channels == kLanes / 2;
 }
 
 const Kernels& kernels(const DepthwiseConv3dShape& shape) {

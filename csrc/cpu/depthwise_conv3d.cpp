@@ -31,12 +31,12 @@ struct GatherPlan {
         channels(transposed ? s.channels : s.channels * s.multiplier),
         repeat(transposed ? s.multiplier : 1),
         share(transposed ? 1 : s.multiplier),
-        in_place(readable_in_place(s, w, columns) && !columns_collide(s) &&
-                 !lines_collide(s, t, h, w)),
+        in_place(readable_in_place(s, w, columns) && repeat == 1 && !columns_collide(s) &&
+                 !lines_collide(s, t, h, w) && (share == 1 || s.kernel[1] * s.kernel[2] > 1)),
         along_t(in_place && s.kernel[1] * s.kernel[2] == 1),
         fetch_ahead(activation_bytes(s) >= prefetch_pays_from()) {
     const int64_t element = in_place ? storage_bytes(s.dtype) : arithmetic_bytes(s.dtype);
-    const int64_t column_bytes = kBlock * element;
+    const int64_t column_bytes = ceil_div(kBlock, in_place ? share : 1) * element;
     split = Split(w.to > 0 ? s.batch : 0, channels, s.channels_last, t, h,
                   repeat * t.span(1) * columns.width * column_bytes, repeat, work(s), in_place);
   }
@@ -98,7 +98,8 @@ class Gatherer {
     residual_buffer_ = buffer_ + (buffers - 1) * buffer;
     for (int64_t p = 0; p < plan.columns.phases; ++p) {
       const Phase& phase = plan.columns.phase[p];
-      kernels_[p] = RowKernels<Held>(phase.chunk, phase.advance, phase.count);
+      kernels_[p] = RowKernels<Held>(phase.chunk, phase.advance, phase.count,
+                                     plan.in_place && plan.share > 1);
       tiles_ += kernels_[p].tiles;
     }
   }
@@ -153,7 +154,7 @@ class Gatherer {
       epilogue_.attach(i, lanes, static_cast<int>(again));
       Real* const bias = parts_ + (i + 1) * part_size_ - kCount;
       Real* const weight = bias - plan_.repeat * weights_size_;
-      vectors_[i] = {rows_of(i, lanes), weight, bias, nullptr};
+      vectors_[i] = vector_at(i, lanes, weight, bias);
       for (int64_t r = 0; r < plan_.repeat; ++r) {
         read_weights(weight_, shape_, plan_.columns, lanes, plan_.repeat, r,
                      weight + r * weights_size_);
@@ -167,12 +168,19 @@ class Gatherer {
     }
   }
 
-  // The rows of vector `i`.
-  const Held* rows_of(int64_t i, const Lanes<Real>& lanes) const {
+  // Vector `i`, not yet where its results go.
+  RowVector<Held> vector_at(int64_t i, const Lanes<Real>& lanes, const Real* weight,
+                            const Real* bias) const {
     if constexpr (std::is_same_v<Held, T>) {
-      if (plan_.in_place) return from_ + lanes.sample[0] * from_strides_.n + lanes.channel[0];
+      if (plan_.in_place) {
+        const Spread<Real> spread(shape_, lanes.channel[0]);
+        const T* const from = from_ + lanes.sample[0] * from_strides_.n + spread.first;
+        return {from, weight, bias, nullptr, spread.index};
+      }
     }
-    if constexpr (std::is_same_v<Held, Real>) return parts_ + i * part_size_;
+    if constexpr (std::is_same_v<Held, Real>) {
+      return {parts_ + i * part_size_, weight, bias, nullptr, IndexVec<Real>{}};
+    }
     __builtin_unreachable();
   }
 

@@ -59,7 +59,8 @@ class Summer {
         frame_size_(plan.h.span(plan.split.h_size()) * row_size_),
         runs_(plan.split.h_size()),
         kernel_rows_(shape.kernel[0] * shape.kernel[1] * plan.split.h_size()),
-        kernels_(find_sum_kernels<Held>(plan.taps, plan.columns.phase[0].advance)) {
+        kernels_(find_sum_kernels<Held>(plan.taps, plan.columns.phase[0].advance,
+                                        plan.in_place && shape.multiplier > 1)) {
     const int64_t count = plan.in_place ? 0 : plan.split.group_lanes() / kCount;
     ring_size_ = frames_ * frame_size_;
     part_size_ = ring_size_ + plan.split.h_size() * plan.w.to * kCount;
@@ -174,18 +175,18 @@ class Summer {
       if (plan_.in_place) {
         const int64_t lane = plan_.first_lane(item.lanes, i, kCount);
         const int64_t sample = lane / plan_.channels, channel = lane % plan_.channels;
-        return {input_ + sample * input_strides_.n + channel + frame_,
+        const Spread<Real> spread(shape_, channel);
+        return {input_ + sample * input_strides_.n + spread.first + frame_,
                 grad_ + sample * grad_strides_.n + channel + t * grad_strides_.t +
                     item.h.begin * grad_strides_.h,
-                sums};
+                sums, spread.index};
       }
     }
     if constexpr (std::is_same_v<Held, Real>) {
       const Real* part = parts_ + i * part_size_;
-      return {part, part + ring_size_, sums};
-    } else {
-      return {};
+      return {part, part + ring_size_, sums, IndexVec<Real>{}};
     }
+    __builtin_unreachable();
   }
 
   // Of frame `t`: its runs, and the input rows under their kernel rows.

@@ -259,12 +259,36 @@ inline bool lines_collide(const Shape& s, const Axis& t, const Axis& h, const Ax
 // Whether rows of these bytes an element may be read where they lie: 16-bit ones if that is quick.
 constexpr bool readable(int64_t element_bytes) { return kWidens || element_bytes > 2; }
 
+// Whether channels can be spread over the lanes that read them as they are loaded.
+template <typename Real>
+constexpr bool kSpreads = kPermutes && sizeof(Real) == 4;
+
 // Whether rows can be read where they lie in an activation with the channels of the input: whole
 // vectors of lanes lie there, and padding is under taps that the row and sum kernels look at.
 inline bool readable_in_place(const Shape& s, const Axis& w, const Columns& columns) {
-  return s.channels_last && s.multiplier == 1 && readable(storage_bytes(s.dtype)) &&
+  const bool spreads = s.dtype == DType::f64 ? kSpreads<double> : kSpreads<float>;
+  return s.channels_last && (s.multiplier == 1 || spreads) && readable(storage_bytes(s.dtype)) &&
          s.channels >= VMF_VECTOR_BYTES / arithmetic_bytes(s.dtype) && columns.readable_in_place(w);
 }
+
+// The vector of input channels under a vector of output channels, the first of which is `channel`:
+// where it begins, and which of them is under which lane.
+template <typename Real>
+struct Spread {
+  Spread(const Shape& s, int64_t channel)
+      : first(smaller(channel / s.multiplier, s.channels - kLanes<Real>)) {
+    int64_t at = channel / s.multiplier - first, left = s.multiplier - channel % s.multiplier;
+    for (int i = 0; i < kLanes<Real>; ++i) {
+      index[i] = at;
+      if (--left > 0) continue;
+      ++at;
+      left = s.multiplier;
+    }
+  }
+
+  int64_t first;
+  IndexVec<Real> index;
+};
 
 // Which taps of index `x` of an axis are not padding, and what is under the first of them. Indices
 // with the same taps read what is as far apart.

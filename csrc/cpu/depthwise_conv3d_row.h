@@ -27,12 +27,13 @@ struct RowTaps {
 };
 
 // One vector of lanes; what is said of rows and weights counts from here. `to` is of T, or of the
-// arithmetic type where results are `wide`.
+// arithmetic type where results are `wide`. Lanes that share channels take them by `index`.
 template <typename T>
 struct RowVector {
   const T* from;
   const Arithmetic<T>*weight, *bias;
   char* to;
+  IndexVec<Arithmetic<T>> index;
 };
 
 // What the kernel does, with rows of T: distances are in elements. Each result is the bias plus
@@ -96,8 +97,8 @@ class ColumnOffsets {
   int64_t offset_[kAhead];
 };
 
-// Results `at`, ..., at + R - 1 of one row.
-template <typename T, int Taps, int Advance, int V, int R>
+// Results `at`, ..., at + R - 1 of one row; with `Shared` several lanes read the same channel.
+template <typename T, bool Shared, int Taps, int Advance, int V, int R>
 __attribute__((always_inline)) inline void convolve_tile(const Rows<T>& rows,
                                                          const RowVector<T>* vector, int64_t row,
                                                          int64_t at) {
@@ -113,8 +114,12 @@ __attribute__((always_inline)) inline void convolve_tile(const Rows<T>& rows,
   const int64_t count = rows.row[row].count;
   const RowTap* tap = rows.taps + rows.row[row].begin;
   const T* first[V];
+  IndexVec<Real> index[V];
 #pragma GCC unroll 2
-  for (int v = 0; v < V; ++v) first[v] = vector[v].from + rows.frame + at * advance * rows.column;
+  for (int v = 0; v < V; ++v) {
+    first[v] = vector[v].from + rows.frame + at * advance * rows.column;
+    if (Shared) index[v] = vector[v].index;
+  }
   int64_t begin = 0, end;  // of the chain
   do {
     end = kChains ? smaller(begin + rows.chain, count) : count;
@@ -144,6 +149,7 @@ __attribute__((always_inline)) inline void convolve_tile(const Rows<T>& rows,
         for (int v = 0; v < V; ++v) {
           if (!padding) {
             Vec<Real> x = load(from[v] + ahead[column]);
+            if (Shared) x = permute(x, index[v]);
             pin(x);
 #pragma GCC unroll 8
             for (int k = 0; k < Taps; ++k) {
@@ -173,7 +179,7 @@ __attribute__((always_inline)) inline void convolve_tile(const Rows<T>& rows,
 }
 
 // Advance is rows.advance, or 0 for any; V divides rows.vectors, and a row has at least R results.
-template <typename T, int Taps, int Advance, int V, int R>
+template <typename T, bool Shared, int Taps, int Advance, int V, int R>
 void convolve_rows(const Rows<T>& rows) {
   const int64_t vectors = larger(V, rows.vectors_together);
   for (int64_t begin = 0; begin < rows.vectors; begin += vectors) {
@@ -183,7 +189,7 @@ void convolve_rows(const Rows<T>& rows) {
           for (int64_t i = begin; i < smaller(begin + vectors, rows.vectors); i += V) {
             rows.next_from->advance();
             rows.next_to->advance();
-            convolve_tile<T, Taps, Advance, V, R>(rows, rows.vector + i, row, at);
+            convolve_tile<T, Shared, Taps, Advance, V, R>(rows, rows.vector + i, row, at);
           }
         }
         if (at + R >= rows.columns) break;
@@ -270,17 +276,18 @@ void convolve_along_t(const Rows<T>& rows) {
   }
 }
 
-// As many results as leave registers for the weights of a run and a column.
-constexpr int64_t max_tile(int taps, int vectors) {
-  return smaller(16, (kRegisters - 1) / vectors - taps);
+// As many results as leave registers for the weights of a run and a column, and for which lanes
+// take which channels if those are shared.
+constexpr int64_t max_tile(int taps, int vectors, bool shared) {
+  return smaller(16, (kRegisters - 1) / vectors - taps - shared);
 }
 
 // How rows of `columns` results (at least one) are tiled with `vectors` vectors at once.
 struct RowTile {
-  RowTile(int64_t columns, int taps, int vectors) {
+  RowTile(int64_t columns, int taps, int vectors, bool shared) {
     // Multiply-adds under way at a time, and what the way from tile to tile costs in them.
     constexpr int64_t kUnderWay = VMF_VECTOR_BYTES == 64 ? 4 : 8, kBetween = 2;
-    const int64_t most = max_tile(taps, vectors);
+    const int64_t most = max_tile(taps, vectors, shared);
     if (most < 1) return;
     tiles = ceil_div(columns, most);
     results = ceil_div(columns, tiles);
@@ -291,11 +298,12 @@ struct RowTile {
   int64_t cost = INT64_MAX;  // of a vector, in half multiply-adds for each tap
 };
 
-template <typename T, int Taps, int Advance, int V, int R = static_cast<int>(max_tile(Taps, V))>
+template <typename T, bool Shared, int Taps, int Advance, int V,
+          int R = static_cast<int>(max_tile(Taps, V, Shared))>
 RowKernel<T> find_tile(int64_t results) {
   if constexpr (R > 0) {
-    return results == R ? convolve_rows<T, Taps, Advance, V, R>
-                        : find_tile<T, Taps, Advance, V, R - 1>(results);
+    return results == R ? convolve_rows<T, Shared, Taps, Advance, V, R>
+                        : find_tile<T, Shared, Taps, Advance, V, R - 1>(results);
   } else {
     return nullptr;
   }
@@ -303,21 +311,25 @@ RowKernel<T> find_tile(int64_t results) {
 
 // The kernel that takes `taps` taps and V vectors at once.
 template <typename T, int V>
-RowKernel<T> find_row_kernel(int taps, int64_t advance, const RowTile& tile) {
+RowKernel<T> find_row_kernel(int taps, int64_t advance, const RowTile& tile, bool shared) {
   return with_tap_run(taps, advance, [&](auto run) {
     constexpr int kAdvance = run.kTaps == 1 ? 0 : run.kStep;
-    return find_tile<T, run.kTaps, kAdvance, V>(tile.results);
+    if constexpr (kSpreads<Arithmetic<T>>) {
+      if (shared) return find_tile<T, true, run.kTaps, kAdvance, V>(tile.results);
+    }
+    return find_tile<T, false, run.kTaps, kAdvance, V>(tile.results);
   });
 }
 
-// How the rows of one phase are convolved: vectors by twos where that is faster.
+// How the rows of one phase are convolved: vectors by twos where that is faster. Several lanes may
+// have `shared` channels.
 template <typename T>
 struct RowKernels {
   RowKernels() = default;
-  RowKernels(int taps, int64_t advance, int64_t columns) {
-    const RowTile single(columns, taps, 1), pair(columns, taps, 2);
-    one = find_row_kernel<T, 1>(taps, advance, single);
-    if (pair.cost < single.cost) two = find_row_kernel<T, 2>(taps, advance, pair);
+  RowKernels(int taps, int64_t advance, int64_t columns, bool shared) {
+    const RowTile single(columns, taps, 1, shared), pair(columns, taps, 2, shared);
+    one = find_row_kernel<T, 1>(taps, advance, single, shared);
+    if (pair.cost < single.cost) two = find_row_kernel<T, 2>(taps, advance, pair, shared);
     tiles = two == nullptr ? 2 * single.tiles : pair.tiles;
   }
 

@@ -28,7 +28,8 @@ struct SumRows {
 template <typename T>
 struct SumVector {
   const T *input, *grads;
-  Arithmetic<T>* sums;  // [kernel row][column tap][lane]
+  Arithmetic<T>* sums;            // [kernel row][column tap][lane]
+  IndexVec<Arithmetic<T>> index;  // of the channels under lanes that share them
 };
 
 // A row of the kernel that is not over padding.
@@ -63,7 +64,7 @@ constexpr int held_before(int taps, int step) { return (taps - 1) / step; }
 
 // Along one row of gradients: the newest one and those that still have taps over the next `Step`
 // columns of the input, and the sums of N kernel rows.
-template <typename T, int N, int Taps, int Step>
+template <typename T, bool Shared, int N, int Taps, int Step>
 struct SumWindow {
   using Real = Arithmetic<T>;
   static constexpr int kBefore = held_before(Taps, Step);
@@ -85,6 +86,7 @@ struct SumWindow {
 #pragma GCC unroll 8
       for (int j = 0; j < N; ++j) {
         Vec<Real> x = load(input[j] + offset + c * column);
+        if (Shared) x = permute(x, index);
         pin(x);
 #pragma GCC unroll 8
         for (int i = 0; i <= kBefore; ++i) {
@@ -98,17 +100,20 @@ struct SumWindow {
 
   const T* input[N];
   int64_t column, offset;
+  IndexVec<Real> index;
   Vec<Real> grad[kBefore + 1], sum[N][Taps];
 };
 
 // N kernel rows and Taps neighbouring taps of each, at a distance of Step columns from one gradient
-// to the next. A row has at least held_before() gradients.
-template <typename T, int N, int Taps, int Step>
+// to the next. A row has at least held_before() gradients. With `Shared` several lanes read the
+// same channel.
+template <typename T, bool Shared, int N, int Taps, int Step>
 void sum_taps(const SumRows& s, const SumVector<T>& vector, const KernelRow* kernel_rows) {
   using Real = Arithmetic<T>;
   constexpr int kBefore = held_before(Taps, Step);
-  SumWindow<T, N, Taps, Step> window;
+  SumWindow<T, Shared, N, Taps, Step> window;
   window.column = s.input_column;
+  if (Shared) window.index = vector.index;
 #pragma GCC unroll 8
   for (int j = 0; j < N; ++j) {
 #pragma GCC unroll 8
@@ -150,7 +155,7 @@ void sum_taps(const SumRows& s, const SumVector<T>& vector, const KernelRow* ker
 }
 
 // N kernel rows and one tap of each, in chains of additions enough to keep the machine busy.
-template <typename T, int N>
+template <typename T, bool Shared, int N>
 void sum_tap(const SumRows& s, const SumVector<T>& vector, const KernelRow* kernel_rows) {
   using Real = Arithmetic<T>;
   constexpr int kChains = (8 + N - 1) / N < 4 ? (8 + N - 1) / N : 4;
@@ -177,7 +182,11 @@ void sum_tap(const SumRows& s, const SumVector<T>& vector, const KernelRow* kern
       Vec<Real> grad = load(from);
       pin(grad);
 #pragma GCC unroll 8
-      for (int j = 0; j < N; ++j) sum[c][j] = fma(load(input[j] + offset), grad, sum[c][j]);
+      for (int j = 0; j < N; ++j) {
+        Vec<Real> x = load(input[j] + offset);
+        if (Shared) x = permute(x, vector.index);
+        sum[c][j] = fma(x, grad, sum[c][j]);
+      }
       from += s.grad_column;
       offset += step;
     };
@@ -198,28 +207,29 @@ void sum_tap(const SumRows& s, const SumVector<T>& vector, const KernelRow* kern
 }
 
 // Kernel rows to take at a time: additions that need not wait for each other, in registers.
-constexpr int most_rows(int taps, int step) {
-  const int fit = (kRegisters - 2 - held_before(taps, step)) / taps, chains = (7 + taps) / taps;
+constexpr int most_rows(int taps, int step, bool shared) {
+  const int fit = (kRegisters - 2 - shared - held_before(taps, step)) / taps;
+  const int chains = (7 + taps) / taps;
   return fit < chains ? fit : chains;
 }
 
 // The kernels for 1, 2, ... most_rows() kernel rows.
 template <typename T>
 struct SumKernels {
-  static constexpr int kMost = most_rows(1, 1);
+  static constexpr int kMost = most_rows(1, 1, false);
   int most = 0;
   SumKernel<T> kernel[kMost + 1] = {};
 
-  template <int Taps, int Step, int N = 1>
+  template <bool Shared, int Taps, int Step, int N = 1>
   static constexpr SumKernels of() {
     SumKernels s;
-    if constexpr (N <= most_rows(Taps, Step)) {
-      s = of<Taps, Step, N + 1>();
+    if constexpr (N <= most_rows(Taps, Step, Shared)) {
+      s = of<Shared, Taps, Step, N + 1>();
       if (N > s.most) s.most = N;
       if constexpr (Taps == 1) {
-        s.kernel[N] = sum_tap<T, N>;
+        s.kernel[N] = sum_tap<T, Shared, N>;
       } else {
-        s.kernel[N] = sum_taps<T, N, Taps, Step>;
+        s.kernel[N] = sum_taps<T, Shared, N, Taps, Step>;
       }
     }
     return s;
@@ -232,9 +242,13 @@ inline bool suits_taps(int64_t columns, int taps, int64_t advance) {
 }
 
 template <typename T>
-SumKernels<T> find_sum_kernels(int taps, int64_t advance) {
-  return with_tap_run(taps, advance,
-                      [](auto run) { return SumKernels<T>::template of<run.kTaps, run.kStep>(); });
+SumKernels<T> find_sum_kernels(int taps, int64_t advance, bool shared) {
+  return with_tap_run(taps, advance, [&](auto run) {
+    if constexpr (kSpreads<Arithmetic<T>>) {
+      if (shared) return SumKernels<T>::template of<true, run.kTaps, run.kStep>();
+    }
+    return SumKernels<T>::template of<false, run.kTaps, run.kStep>();
+  });
 }
 
 }  // namespace

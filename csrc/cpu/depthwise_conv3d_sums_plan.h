@@ -55,7 +55,8 @@ struct SumsPlan {
   bool rows_collide(const Shape& s) const {
     const int64_t cached = columns_cached(s);
     if (VMF_VECTOR_BYTES == 64 && cached > 48) return false;
-    const int64_t kernel_rows = smaller(s.kernel[0] * s.kernel[1], most_rows(taps, 1));
+    const int64_t kernel_rows =
+        smaller(s.kernel[0] * s.kernel[1], most_rows(taps, 1, s.multiplier > 1));
     const int64_t columns = (kernel_rows + h.stride - 1) * w.from + w.to;
     return 10 * columns > (volume(s.kernel) < 27 ? 16 : 11) * cached;
   }

@@ -36,6 +36,9 @@ constexpr int kRegisters = 16;
 // then.
 constexpr bool kWidens = VMF_VECTOR_BYTES > 16;
 
+// Whether lanes of 32 bits are permuted by one instruction, as they are loaded.
+constexpr bool kPermutes = VMF_VECTOR_BYTES > 16;
+
 template <typename Real>
 struct VecTypes;
 

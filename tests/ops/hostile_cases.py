@@ -147,6 +147,41 @@ _IN_PLACE = (
     ]
 )
 
+# ... where several lanes of a vector read the same channel.
+_SHARED = (
+    [
+        Case(f"shared_multiplier_{m}_of_{c}_channels", (3, 4, 9), channels=c, multiplier=m)
+        for m, c in [(2, 16), (2, 19), (3, 17), (4, 12), (5, 24), (6, 33), (9, 16), (33, 16)]
+    ]
+    + [
+        Case(
+            f"shared_kernel_width_{k}",
+            *((2, 4, 9), (2, 3, k), 18),
+            multiplier=3,
+            padding=(1, 1, k // 2),
+        )
+        for k in (1, 2, 3, 4, 5, 6, 7)
+    ]
+    + [
+        Case(
+            f"shared_stride_2_kernel_width_{k}",
+            *((3, 5, 13), (3, 3, k), 21),
+            multiplier=6,
+            stride=(1, 2, 2),
+            padding=(1, 1, k // 2),
+        )
+        for k in (1, 3, 5, 7)
+    ]
+    + [
+        Case(f"shared_width_{w}", (2, 3, w), channels=25, multiplier=2, batch=1)
+        for w in (1, 2, 3, 7, 14, 29)
+    ]
+    + [
+        Case("shared_along_t", (5, 4, 9), (3, 1, 1), 20, multiplier=3, padding=(1, 0, 0)),
+        Case("shared_columns_far_apart", (2, 3, 20), channels=128, multiplier=2, batch=1),
+    ]
+)
+
 # More samples than the kernels cut a pass into items.
 _SAMPLES = [
     Case(f"samples_40_kernel_{t}x{h}x{w}", (3, 2, 2), (t, h, w), c, batch=40, padding="same")
@@ -164,5 +199,6 @@ HOSTILE = [
     *_WIDTHS,
     *_SIZES,
     *_IN_PLACE,
+    *_SHARED,
     *_SAMPLES,
 ]

@@ -116,6 +116,7 @@ LARGE = [
     Case("large_3x3x3", (6, 20, 21), channels=37),
     Case("large_strided", (6, 20, 21), channels=37, stride=(1, 2, 2)),
     Case("large_multiplier", (6, 12, 13), channels=13, multiplier=3),
+    Case("large_multiplier_strided", (6, 14, 14), channels=24, multiplier=6, stride=(1, 2, 2)),
     Case("large_5x1x1", (24, 12, 13), (5, 1, 1), padding=(2, 0, 0), channels=20),
 ]
 
