@@ -57,6 +57,7 @@ class Summer {
         frames_(plan.t.span(1)),
         row_size_(plan.columns.width * kCount),
         frame_size_(plan.h.span(plan.split.h_size()) * row_size_),
+        vectors_(plan.split.group_lanes() / kCount),
         runs_(plan.split.h_size()),
         kernel_rows_(shape.kernel[0] * shape.kernel[1] * plan.split.h_size()),
         kernels_(find_sum_kernels<Held>(plan.taps, plan.columns.phase[0].advance,
@@ -106,6 +107,7 @@ class Summer {
     }
     attach_prefetch(item.lanes);
     const int64_t vectors = ceil_div(item.lanes.size(), kCount);
+    for (int64_t i = 0; i < vectors; ++i) vectors_[i] = vector_at(i, item);
     const Range held = plan_.h.sources(item.h);
     const int64_t size = vector_sums<Real>(shape_), together = plan_.in_place ? kTogether : 1;
     int64_t next = 0;  // frame to be read
@@ -121,7 +123,7 @@ class Summer {
       list_runs(t, item.h, held);
       prefetch(t, item, next_item, vectors * calls_);
       for (int64_t i = 0; i < vectors; i += together) {
-        add_frame(i, smaller(together, vectors - i), item, t, sums + i * size);
+        add_frame(i, smaller(together, vectors - i), item.h, t, sums + i * size);
       }
     }
   }
@@ -169,22 +171,24 @@ class Summer {
     return s;
   }
 
-  // Vector `i` in frame `t`.
-  SumVector<Held> vector_at(int64_t i, const Item& item, int64_t t, Real* sums) const {
+  // Vector `i` of an item, in any frame.
+  SumVector<Held> vector_at(int64_t i, const Item& item) const {
     if constexpr (std::is_same_v<Held, T>) {
       if (plan_.in_place) {
         const int64_t lane = plan_.first_lane(item.lanes, i, kCount);
         const int64_t sample = lane / plan_.channels, channel = lane % plan_.channels;
         const Spread<Real> spread(shape_, channel);
-        return {input_ + sample * input_strides_.n + spread.first + frame_,
-                grad_ + sample * grad_strides_.n + channel + t * grad_strides_.t +
-                    item.h.begin * grad_strides_.h,
-                sums, spread.index};
+        return {
+            input_ + sample * input_strides_.n + spread.first,
+            grad_ + sample * grad_strides_.n + channel + item.h.begin * grad_strides_.h,
+            nullptr,
+            spread.index,
+        };
       }
     }
     if constexpr (std::is_same_v<Held, Real>) {
       const Real* part = parts_ + i * part_size_;
-      return {part, part + ring_size_, sums, IndexVec<Real>{}};
+      return {part, part + ring_size_, nullptr, IndexVec<Real>{}};
     }
     __builtin_unreachable();
   }
@@ -226,13 +230,17 @@ class Summer {
     }
   }
 
-  // `count` vectors from `i` on, in frame `t`.
-  void add_frame(int64_t i, int64_t count, const Item& item, int64_t t, Real* sums) {
+  // `count` vectors from `i` on, in rows `h` of frame `t`.
+  void add_frame(int64_t i, int64_t count, Range h, int64_t t, Real* sums) {
     const int64_t size = vector_sums<Real>(shape_);
-    const bool few = item.h.size() * plan_.w.to <= kPositionsSummed;
+    const bool few = h.size() * plan_.w.to <= kPositionsSummed;
     Real* to = few ? sums : frame_sums_;
     SumVector<Held> vectors[kTogether];
-    for (int64_t v = 0; v < count; ++v) vectors[v] = vector_at(i + v, item, t, to + v * size);
+    for (int64_t v = 0; v < count; ++v) {
+      vectors[v] = vectors_[i + v];
+      if (plan_.in_place) vectors[v].input += frame_, vectors[v].grads += t * grad_strides_.t;
+      vectors[v].sums = to + v * size;
+    }
     if (!few) fill_zero(frame_sums_, count * size / kCount);
     for (int64_t r = 0; r < run_count_; ++r) add_run(runs_[r], vectors, count);
     if (!few) add_vectors(frame_sums_, count * size, sums);
@@ -291,6 +299,7 @@ class Summer {
   Reader<T> grad_reader_, input_reader_;
   Prefetcher next_grad_, next_input_;
   int64_t frames_, row_size_, frame_size_;  // of the ring
+  Array<SumVector<Held>> vectors_;          // of the item at hand
   Array<Run> runs_;                         // of the frame at hand
   Array<KernelRow> kernel_rows_;
   int64_t run_count_ = 0, calls_ = 0;  // of a kernel, for each vector

@@ -276,7 +276,8 @@ inline bool readable_in_place(const Shape& s, const Axis& w, const Columns& colu
 template <typename Real>
 struct Spread {
   Spread(const Shape& s, int64_t channel)
-      : first(smaller(channel / s.multiplier, s.channels - kLanes<Real>)) {
+      : first(smaller(channel / s.multiplier, s.channels - kLanes<Real>)), index{} {
+    if (s.multiplier == 1) return;
     int64_t at = channel / s.multiplier - first, left = s.multiplier - channel % s.multiplier;
     for (int i = 0; i < kLanes<Real>; ++i) {
       index[i] = at;
