@@ -219,23 +219,29 @@ def _caption(results: Results, sources: Sequence[Path], readme: Path) -> str:
     facts = results.facts
     if "gpu" in facts:
         versions = _torch(facts.get("versions", ""))
-        return f"{facts['gpu']}, {versions}, {_revision(facts)}{_every(sources, readme)}."
+        return f"{facts['gpu']}, {versions}; {_every(sources, readme)}."
     cpu, _, capability = facts.get("cpu", "unknown").partition(", ")
     threads = facts.get("threads", "?")
     return (
         f"{cpu}, {threads} thread{'s' if threads != '1' else ''}, "
-        f"{capability.rpartition(' uses ')[2] or '?'}, {_torch(facts.get('versions', ''))}, "
-        f"{_revision(facts)}{_every(sources, readme)}."
+        f"{capability.rpartition(' uses ')[2] or '?'}, {_torch(facts.get('versions', ''))}; "
+        f"{_every(sources, readme)}."
     )
 
 
-def _revision(facts: dict[str, str]) -> str:
-    return f"revision {facts.get('revision', 'unknown')}"
-
-
 def _every(sources: Sequence[Path], readme: Path) -> str:
-    rows = [path for source in sources if (path := source.with_suffix(".md")).exists()]
-    return "".join(f"; [every row]({_link(path, readme)})" for path in rows)
+    """Each file: of which revision, of which layers, and the way to every row."""
+    told = []
+    for source in sources:
+        results = read(source)
+        dtypes = dict.fromkeys(row["dtype"] for row in results.rows)
+        told.append(
+            f"{' and '.join(dtypes)}{', quick' if source.stem.endswith('-quick') else ''}: "
+            f"revision {results.facts.get('revision', 'unknown')}"
+        )
+        if (rows := source.with_suffix(".md")).exists():
+            told[-1] += f", [every row]({_link(rows, readme)})"
+    return "; ".join(told)
 
 
 def _torch(versions: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.comparison import OURS, Comparison, Key
+from bench.comparison import OURS, OURS_IN_CUDA, Comparison, Key
 from bench.machine import Roofline
 from bench.op import LAYOUTS
 from bench.timing import geomean
@@ -187,8 +187,9 @@ def kinds(some: Sequence[Layer]) -> list[tuple[str, list[Layer]]]:
 def _layer(rows: list[Row]) -> Layer:
     first = rows[0]
     ran = [row for row in rows if row["status"] == RAN and row["ms_median"]]
-    ours = sorted((r for r in ran if r["contender"] == OURS), key=_milliseconds)
-    peers = sorted((r for r in ran if r["contender"] != OURS), key=_milliseconds)
+    ran.sort(key=_milliseconds)
+    ours = [row for row in ran if row["contender"] == OURS]
+    peers = [row for row in ran if row["contender"] not in (OURS, OURS_IN_CUDA)]
     batch = int(first["shape"].partition("x")[0])
     shrunk = f" (of {first['batch_in_list']})" if int(first["batch_in_list"]) != batch else ""
     same = {r["layout"]: float(r["same_layout_speedup"]) for r in ours if r["same_layout_speedup"]}
@@ -218,8 +219,8 @@ def _milliseconds(row: Row) -> float:
 
 
 def _least_milliseconds(row: Row) -> float | None:
-    percent = row["roofline_percent"]
-    return _milliseconds(row) * float(percent) / 100 if percent else None
+    percent = float(row["roofline_percent"] or 0)
+    return _milliseconds(row) * percent / 100 if percent > 0 else None
 
 
 def _row(r: Comparison, key: Key, roofline: Roofline) -> Row:

@@ -14,7 +14,9 @@ struct Kernels {
 
 // Whether the kernels with vectors half as wide are faster. They read channels-last tensors in
 // place that have from half of AVX-512's lanes in channels to less than all, which its own kernels
-// pack; 3x3x3 at stride 1 has the arithmetic to pay for that, but not for a copy per output channel.
+// pack; 3x3x3 at stride 1 has the arithmetic to pay for that, but not for a copy for each output
+// channel. Measured on Zen 5 with a multiplier: forward and weight gradient 1.3 to 2.4 times as
+// fast, the input gradient, which both pack, 1.15 (6, stride 2) and 0.86 (2).
 bool suits_half_vectors(const DepthwiseConv3dShape& s) {
   constexpr int64_t kLanes = 16;  // of AVX-512
   if (!s.channels_last || s.dtype == DType::f64) return false;

@@ -275,8 +275,8 @@ class Gatherer {
     }
   }
 
-  // Runs of taps that are added up in registers: those of one channel read, or of more while that
-  // is no longer than sums are elsewhere.
+  // Runs of taps that are added up in registers: those of one channel read, or of several while
+  // these are no more than kTaps, about as many as 3x3x3 has.
   int64_t chain(const Phase& phase) const {
     constexpr int64_t kTaps = 36;
     const int64_t rows = shape_.kernel[0] * shape_.kernel[1];

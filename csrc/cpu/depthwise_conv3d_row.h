@@ -21,7 +21,7 @@ struct RowTap {
   int64_t weight;  // the first tap of the run, in the weights
 };
 
-// The taps of a row written.
+// The runs of taps of a row written.
 struct RowTaps {
   int64_t begin, count;
 };
@@ -37,8 +37,8 @@ struct RowVector {
 };
 
 // What the kernel does, with rows of T: distances are in elements. Each result is the bias plus
-// sums of `chain` taps each, more than one where T is the arithmetic type only; shorter chains lose
-// fewer digits.
+// sums of `chain` runs of taps each, more than one where T is the arithmetic type only; shorter
+// chains lose fewer digits.
 template <typename T>
 struct Rows {
   const RowVector<T>* vector;
@@ -321,8 +321,8 @@ RowKernel<T> find_row_kernel(int taps, int64_t advance, const RowTile& tile, boo
   });
 }
 
-// How the rows of one phase are convolved: vectors by twos where that is faster. Several lanes may
-// have `shared` channels.
+// How the rows of one phase are convolved: vectors by twos where that is faster. With `shared`
+// several lanes read the same channel.
 template <typename T>
 struct RowKernels {
   RowKernels() = default;

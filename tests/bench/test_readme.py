@@ -52,7 +52,10 @@ def test_a_summary_has_the_kinds_that_targets_are_set_for(tmp_path: Path):
     sixteen = csv_text([comparison(2.0, dtype="float16")], FACTS, ROOFLINE)
     (tmp_path / "ops-cpu-float16.csv").write_text(sixteen)
     text = body("summary", tmp_path, "ops-cpu", "ops-cpu-float16")
-    assert text.startswith("Z80, 2 threads, AVX2, torch 2.13.0, revision abc; [every row](../ops-")
+    assert text.startswith(
+        "Z80, 2 threads, AVX2, torch 2.13.0; float32, quick: revision abc, [every row](../ops-"
+    )
+    assert "ops-cpu-quick.md); float16: revision abc." in text.splitlines()[0]
     table = cells(text)
     assert table["`depthwise_conv3d`"] == [
         *("2", "**1.00×**", "0.25×", "1"),

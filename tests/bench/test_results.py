@@ -62,6 +62,12 @@ def test_a_file_reads_back_as_it_was_written(tmp_path: Path):
     assert (layer.bytes, layer.flops) == (500, 100_000)
 
 
+def test_our_own_cuda_kernel_is_no_peer(tmp_path: Path):
+    seconds = {**comparison(3.0).times.seconds, ("ours in CUDA C++", FIRST): [0.5e-3]}
+    (layer,) = layers(back([comparison(3.0, times=Times(seconds))], tmp_path).rows)
+    assert layer.peer == ("eager", LAST) and layer.milliseconds == 1.0
+
+
 def test_a_roofline_on_a_gpu_reads_back_and_other_text_does_not():
     roofline = Roofline(0, 0.0, 3000e9, 60e12)
     assert Roofline.parse(str(roofline)) == roofline
