@@ -34,6 +34,7 @@ from bench.contenders import Call
 from bench.files import write_atomically
 from bench.op import LAYOUTS, MODES, OpBench, Traffic, evenly
 from bench.ops import BENCHES
+from bench.options import positive
 from bench.results import Row, read, table_text
 from vmf_kernels import use_backend
 
@@ -296,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="only the cases it is found in: 'op model shape mode'; other rows of the file stay",
     )
     parser.add_argument(
-        "--sample", type=int, metavar="N", help="at most N cases of each op and mode"
+        "--sample", type=positive, metavar="N", help="at most N cases of each op and mode"
     )
     parser.add_argument("--out", type=Path, default=PATH, help="the file to write (%(default)s)")
     argv = list(sys.argv[1:] if argv is None else argv)
