@@ -34,7 +34,6 @@ from bench.contenders import Call
 from bench.files import write_atomically
 from bench.op import LAYOUTS, MODES, OpBench, Traffic, evenly
 from bench.ops import BENCHES
-from bench.options import positive
 from bench.results import Row, read, table_text
 from vmf_kernels import use_backend
 
@@ -297,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="only the cases it is found in: 'op model shape mode'; other rows of the file stay",
     )
     parser.add_argument(
-        "--sample", type=positive, metavar="N", help="at most N cases of each op and mode"
+        "--sample", type=int, metavar="N", help="at most N cases of each op and mode"
     )
     parser.add_argument("--out", type=Path, default=PATH, help="the file to write (%(default)s)")
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -313,6 +312,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         only = re.compile(arguments.only)
     except re.error as error:
         parser.error(f"--only: not a regular expression: {error} (got {arguments.only!r})")
+    if arguments.sample is not None and arguments.sample < 1:
+        parser.error(f"--sample: must be at least 1 (got {arguments.sample})")
     chosen = calls(only, arguments.sample)
     if not chosen:
         parser.error(f"--only: found in no case's 'op model shape mode' (got {arguments.only!r})")

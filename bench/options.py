@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--sample",
-        type=positive,
+        type=_positive,
         metavar="N",
         help="at most N of the chosen cases of each op, evenly from first to last",
     )
@@ -105,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
         help="all contenders run after vmf_kernels.keep_freed_memory(); by default memory is as "
         "the C library sees to it",
     )
-    add("--threads", type=positive, metavar="N", help="CPU threads (torch's own choice)")
+    add("--threads", type=_positive, metavar="N", help="CPU threads (torch's own choice)")
     add("--check-only", action="store_true", help="check the numbers of ours, time nothing")
     add(
         "--skip-tests",
@@ -176,8 +176,7 @@ def check_folder(checker: argparse.ArgumentParser, folder: Path) -> None:
         checker.error(f"--out {folder}: {error.strerror or error}")
 
 
-def positive(text: str) -> int:
-    """A number of the command line that must be at least 1."""
+def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1 (got {value})")

@@ -105,15 +105,20 @@ def test_command_line(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("only", "words"), [("no_such_op", "found in no case"), ("[", "not a regular expression")]
+    ("option", "value", "words"),
+    [
+        ("--only", "no_such_op", "found in no case"),
+        ("--only", "[", "not a regular expression"),
+        ("--sample", "0", "must be at least 1"),
+    ],
 )
 def test_command_line_refuses(
-    only: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    option: str, value: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     out = tmp_path / "table.csv"
     with pytest.raises(SystemExit) as stopped:
-        kernel_traffic.main(["--only", only, "--out", str(out)])
+        kernel_traffic.main([option, value, "--out", str(out)])
     assert stopped.value.code == 2 and not out.exists()
     told = capsys.readouterr().err
-    assert words in told and repr(only) in told
+    assert f"{option}: " in told and words in told and value in told
