@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 
 def write_video(
@@ -32,9 +33,12 @@ def write_video(
             stream.codec_context.thread_count = 1
             if codec == "libx264":
                 stream.options = {"preset": "veryfast", "crf": str(crf)}
+            reformatter = VideoReformatter()
             for picture in frames:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-                container.mux(stream.encode(frame))
+                # With several threads, PyAV's default, FFmpeg's scaler gives other bits at times.
+                yuv = reformatter.reformat(frame, format="yuv420p", threads=1)
+                container.mux(stream.encode(yuv))
             container.mux(stream.encode())
         os.replace(half_written, path)
     finally:
