@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.arguments import expression, positive
 from bench.cases import Case, DepthwiseCase
 from bench.contenders import Call
 from bench.files import write_atomically
@@ -291,12 +292,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--only",
+        type=expression,
         metavar="REGEX",
         default="",
         help="only the cases it is found in: 'op model shape mode'; other rows of the file stay",
     )
     parser.add_argument(
-        "--sample", type=int, metavar="N", help="at most N cases of each op and mode"
+        "--sample", type=positive, metavar="N", help="at most N cases of each op and mode"
     )
     parser.add_argument("--out", type=Path, default=PATH, help="the file to write (%(default)s)")
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -308,17 +310,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    try:
-        only = re.compile(arguments.only)
-    except re.error as error:
-        parser.error(f"--only: not a regular expression: {error} (got {arguments.only!r})")
-    if arguments.sample is not None and arguments.sample < 1:
-        parser.error(f"--sample: must be at least 1 (got {arguments.sample})")
+    only = arguments.only
     chosen = calls(only, arguments.sample)
     if not chosen:
-        parser.error(f"--only: found in no case's 'op model shape mode' (got {arguments.only!r})")
+        parser.error(f"--only: found in no case's 'op model shape mode' (got {only.pattern!r})")
     table = {}
-    if (arguments.only or arguments.sample) and arguments.out.exists():
+    if (only.pattern or arguments.sample) and arguments.out.exists():
         table = {key_of(row): row for row in read(arguments.out).rows}
     for row in rows(chosen, tell):
         table[key_of(row)] = row

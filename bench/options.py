@@ -1,12 +1,12 @@
 """The options of `python -m bench`, and the plan that follows from them."""
 
 import argparse
-import re
 from pathlib import Path
 
 import torch
 
 from bench import isa
+from bench.arguments import expression, positive
 from bench.files import write_atomically
 from bench.suite import Plan
 from bench.timing import CUDA, FULL, QUICK, CudaClock, cpu_clock
@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--only",
+        type=expression,
         metavar="REGEX",
         default="",
         help="only the cases it is found in: 'op model shape mode', such as "
@@ -70,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--sample",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="at most N of the chosen cases of each op, evenly from first to last",
     )
@@ -105,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
         help="all contenders run after vmf_kernels.keep_freed_memory(); by default memory is as "
         "the C library sees to it",
     )
-    add("--threads", type=_positive, metavar="N", help="CPU threads (torch's own choice)")
+    add("--threads", type=positive, metavar="N", help="CPU threads (torch's own choice)")
     add("--check-only", action="store_true", help="check the numbers of ours, time nothing")
     add(
         "--skip-tests",
@@ -130,10 +131,6 @@ def plan(checker: argparse.ArgumentParser, arguments: argparse.Namespace) -> Pla
         checker.error(f"--compare: compares ops (got --suite {arguments.suite})")
     if arguments.compare and arguments.check_only:
         checker.error("--compare: times; --check-only does not")
-    try:
-        only = re.compile(arguments.only)
-    except re.error as error:
-        checker.error(f"--only: not a regular expression: {error} (got {arguments.only!r})")
     effort = QUICK if arguments.quick else FULL
     if device == "cuda":
         effort = CUDA
@@ -142,7 +139,7 @@ def plan(checker: argparse.ArgumentParser, arguments: argparse.Namespace) -> Pla
         device=device,
         dtypes=tuple(DTYPES[d] for d in arguments.dtype or DEFAULT_DTYPES[device]),
         quick=arguments.quick,
-        only=only,
+        only=arguments.only,
         sample=arguments.sample,
         all_peers=arguments.peers == "all",
         check_only=arguments.check_only,
@@ -174,10 +171,3 @@ def check_folder(checker: argparse.ArgumentParser, folder: Path) -> None:
         (folder / ".writable").unlink()
     except OSError as error:
         checker.error(f"--out {folder}: {error.strerror or error}")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1 (got {value})")
-    return value

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from bench import machine
+from bench.arguments import expression
 from bench.cases import Case
 from bench.contenders import Call
 from bench.files import write_atomically
@@ -178,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--only",
+        type=expression,
         metavar="REGEX",
         default="",
         help="only the kernels it is found in: 'op.kernel dtype layout', such as "
@@ -190,9 +192,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.error("torch sees no CUDA device")
-    chosen = kinds(re.compile(arguments.only))
+    chosen = kinds(arguments.only)
     if not chosen:
-        parser.error(f"--only: no kernel matches (got {arguments.only!r})")
+        parser.error(f"--only: no kernel matches (got {arguments.only.pattern!r})")
     if arguments.part is not None:
         for kind in chosen:
             for _ in tried(kind, arguments.sample, arguments.part, arguments.jobs):
