@@ -86,7 +86,8 @@ def rewritten(text: str, path: Path, root: Path) -> str:
 
 def summary(sources: Sequence[Path], readme: Path) -> str:
     """One line per op, and per kind of layers where there are targets for it."""
-    results = _read(sources)
+    files = _read(sources)
+    results = _merged(files)
     found = layers(results.rows)
     targets = targets_of(results.facts).all
     rows = []
@@ -103,7 +104,7 @@ def summary(sources: Sequence[Path], readme: Path) -> str:
     for mode in (FORWARD, TRAINING):
         header += [mode, "worst", "slower"]
     table = markdown_table(header, [row for row in rows if row])
-    return f"{_caption(results, sources, readme)}\n\n{table}"
+    return f"{_caption(files, readme)}\n\n{table}"
 
 
 def _summary_row(name: str, some: Sequence[Layer]) -> list[str]:
@@ -134,7 +135,7 @@ def _contiguous_row(some: Sequence[Layer]) -> list[str]:
 
 def targets(sources: Sequence[Path], readme: Path) -> str:
     """What shall be reached, whether it is, and what the roofline leaves."""
-    results = _read(sources)
+    results = _merged(_read(sources))
     table = targets_of(results.facts).table(layers(results.rows))
     return table or ABSENT
 
@@ -151,14 +152,16 @@ def pictures(sources: Sequence[Path], readme: Path) -> str:
 
 def overhead_table(sources: Sequence[Path], readme: Path) -> str:
     """Microseconds per call."""
-    results = _read(sources)
+    files = _read(sources)
+    results = _merged(files)
     table = overhead.table(layers(results.rows), overhead_limits(results.facts))
-    return f"{_caption(results, sources, readme)}\n\n{table}"
+    return f"{_caption(files, readme)}\n\n{table}"
 
 
 def model(sources: Sequence[Path], readme: Path) -> str:
     """Ours beside the best peer, one line per network and phase."""
-    results = _read(sources)
+    files = _read(sources)
+    results = _merged(files)
     cases: dict[tuple[str, ...], list[Row]] = {}
     for row in results.rows:
         if row["status"] == RAN and row["ms_median"]:
@@ -175,7 +178,7 @@ def model(sources: Sequence[Path], readme: Path) -> str:
         shown = f"**{max(map(float, speedups)):.2f}×**" if speedups else "-"
         rows.append([*case, *best[0][1:], *best[1], shown])
     header = ["network", "dtype", "phase", "ours ms", "MB", "best peer", "its ms", "MB", "speed-up"]
-    return f"{_caption(results, sources, readme)}\n\n{markdown_table(header, rows)}"
+    return f"{_caption(files, readme)}\n\n{markdown_table(header, rows)}"
 
 
 def _model_cells(row: Row | None) -> list[str]:
@@ -187,7 +190,7 @@ def _model_cells(row: Row | None) -> list[str]:
 
 def breakdown(sources: Sequence[Path], readme: Path) -> str:
     """Where the time of the networks goes."""
-    return breakdown_table(_read(sources).rows)
+    return breakdown_table(_merged(_read(sources)).rows)
 
 
 KINDS: dict[str, Callable[[Sequence[Path], Path], str]] = {
@@ -208,32 +211,35 @@ def _source(stem: Path, ending: str) -> Path | None:
     return None
 
 
-def _read(sources: Sequence[Path]) -> Results:
+def _read(sources: Sequence[Path]) -> dict[Path, Results]:
+    return {source: read(source) for source in sources}
+
+
+def _merged(files: dict[Path, Results]) -> Results:
     """The rows of all, the facts of the first."""
-    found = [read(source) for source in sources]
+    found = list(files.values())
     return Results(found[0].facts, [row for results in found for row in results.rows])
 
 
-def _caption(results: Results, sources: Sequence[Path], readme: Path) -> str:
+def _caption(files: dict[Path, Results], readme: Path) -> str:
     """What was measured where, and the way to every row."""
-    facts = results.facts
+    facts = next(iter(files.values())).facts
     if "gpu" in facts:
         versions = _torch(facts.get("versions", ""))
-        return f"{facts['gpu']}, {versions}; {_every(sources, readme)}."
+        return f"{facts['gpu']}, {versions}; {_every(files, readme)}."
     cpu, _, capability = facts.get("cpu", "unknown").partition(", ")
     threads = facts.get("threads", "?")
     return (
         f"{cpu}, {threads} thread{'s' if threads != '1' else ''}, "
         f"{capability.rpartition(' uses ')[2] or '?'}, {_torch(facts.get('versions', ''))}; "
-        f"{_every(sources, readme)}."
+        f"{_every(files, readme)}."
     )
 
 
-def _every(sources: Sequence[Path], readme: Path) -> str:
+def _every(files: dict[Path, Results], readme: Path) -> str:
     """Each file: of which revision, of which layers, and the way to every row."""
     told = []
-    for source in sources:
-        results = read(source)
+    for source, results in files.items():
         dtypes = dict.fromkeys(row["dtype"] for row in results.rows)
         told.append(
             f"{' and '.join(dtypes)}{', quick' if source.stem.endswith('-quick') else ''}: "
