@@ -192,6 +192,18 @@ def test_collate_of_failures_only():
     assert batch["label"].shape == batch["index"].shape == (0,)
 
 
+def test_the_same_frames_make_the_same_file(tmp_path):
+    t, y, x, channel = np.meshgrid(*map(np.arange, (18, 32, 32, 3)), indexing="ij")
+    frames = ((x * (3 + channel) + y * (2 + 5 * channel) + t * (5 + 3 * channel)) % 256).astype(
+        np.uint8
+    )
+    path, files = tmp_path / "clip.mp4", set()
+    for _ in range(60):
+        write_video(path, frames)
+        files.add(path.read_bytes())
+    assert len(files) == 1
+
+
 def test_half_written_video_leaves_nothing(tmp_path):
     with pytest.raises(Exception):  # noqa: B017  whatever FFmpeg makes of an unknown codec
         write_video(tmp_path / "clip.mp4", counting_frames(), codec="no_such_codec")

@@ -120,13 +120,7 @@ def test_footage_is_written_once_and_anew_when_it_changes(tmp_path):
     file.unlink()
     assert write_footage(tmp_path, SMALL, workers=1) == (18, 1)
     _, again = load_clip(file, spec)
-    _, other = load_clip(tmp_path / "val" / "tilt_down" / "0000.mp4", spec)
-
-    def difference(clip):
-        return (first.int() - clip.int()).abs().double().mean()
-
-    # x264 does not always decide alike (one of ten times, up to 3 of 255).
-    assert difference(again) < difference(other) / 4
+    assert (first.int() - again.int()).abs().double().mean() < 0.5  # FFmpeg rounds as it likes
     assert write_footage(tmp_path, SMALL, workers=1) == (18, 0)
     larger = dataclasses.replace(SMALL, size=48)
     assert write_footage(tmp_path, larger, workers=1) == (18, 18)

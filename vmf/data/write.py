@@ -32,7 +32,9 @@ def write_video(
             stream.pix_fmt = "yuv420p"
             stream.codec_context.thread_count = 1
             if codec == "libx264":
-                stream.options = {"preset": "veryfast", "crf": str(crf)}
+                # Its macroblock tree would decide otherwise in some runs, from the same frames.
+                params = {"x264-params": "mbtree=0"}
+                stream.options = {"preset": "veryfast", "crf": str(crf), **params}
             reformatter = VideoReformatter()
             for picture in frames:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
