@@ -2,6 +2,7 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <unistd.h>
 #endif
 
 #include <atomic>
@@ -31,6 +32,16 @@ unsigned amd_family() {
   unsigned a, b, c, d;
   if (!__builtin_cpu_is("amd") || !__get_cpuid(1, &a, &b, &c, &d)) return 0;
   return (a >> 8 & 15) + (a >> 20 & 255);
+}
+
+// Bytes of all last-level caches of an AMD CPU together; 0 if it does not tell.
+int64_t last_level_caches() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(0x8000001d, 3, &a, &b, &c, &d) || (a >> 5 & 7) != 3) return 0;
+  const int64_t ways = (b >> 22) + 1, partitions = (b >> 12 & 1023) + 1, line = (b & 4095) + 1;
+  const int64_t cpus = sysconf(_SC_NPROCESSORS_ONLN), sharing = (a >> 14 & 4095) + 1;
+  const int64_t caches = (cpus + sharing - 1) / sharing;
+  return ways * partitions * line * (static_cast<int64_t>(c) + 1) * (caches > 1 ? caches : 1);
 }
 #endif
 
@@ -62,6 +73,16 @@ int find_supported(const std::string& name, const char* who) {
 }
 
 std::atomic<int> chosen{-1};  // -1: nobody has asked yet
+
+int64_t measured_streaming_pays_from() {
+#if defined(__x86_64__)
+  const int64_t caches = amd_family() >= kZen5Family ? last_level_caches() : 0;
+  if (caches > 0) return caches / 2 * 3;
+#endif
+  return INT64_MAX;
+}
+
+std::atomic<int64_t> streaming_from{measured_streaming_pays_from()};
 
 }  // namespace
 
@@ -103,5 +124,9 @@ int64_t prefetch_pays_from() {
   return 0;
 #endif
 }
+
+int64_t streaming_pays_from() { return streaming_from.load(std::memory_order_relaxed); }
+
+int64_t set_streaming_pays_from(int64_t bytes) { return streaming_from.exchange(bytes); }
 
 }  // namespace vmf

@@ -17,6 +17,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("current_isa", &vmf::current_isa, "The one in use.");
   m.def("set_isa", &vmf::set_isa, py::arg("name"),
         "Uses another one from now on; ValueError unless it is supported.");
+  m.def("set_streaming_pays_from", &vmf::set_streaming_pays_from, py::arg("bytes"),
+        "Sets from how many bytes read and written on stores go around the caches; what it was.");
   m.def("kept_memory", &vmf::bindings::kept_memory,
         "Bytes of freed outputs that wait for the next one.");
   m.def("limit_kept_memory", &vmf::bindings::limit_kept_memory, py::arg("bytes"),

@@ -34,7 +34,9 @@ struct GatherPlan {
         in_place(readable_in_place(s, w, columns) && repeat == 1 && !columns_collide(s) &&
                  !lines_collide(s, t, h, w) && (share == 1 || s.kernel[1] * s.kernel[2] > 1)),
         along_t(in_place && s.kernel[1] * s.kernel[2] == 1),
-        fetch_ahead(activation_bytes(s) >= prefetch_pays_from()) {
+        fetch_ahead(activation_bytes(s) >= prefetch_pays_from()),
+        streams(in_place && activation_bytes(s) >= streaming_pays_from() &&
+                channels * storage_bytes(s.dtype) % kStreamBytes == 0) {
     const int64_t element = in_place ? storage_bytes(s.dtype) : arithmetic_bytes(s.dtype);
     const int64_t column_bytes = ceil_div(kBlock, in_place ? share : 1) * element;
     split = Split(w.to > 0 ? s.batch : 0, channels, s.channels_last, t, h,
@@ -49,6 +51,7 @@ struct GatherPlan {
   bool in_place;     // rows are read where they lie
   bool along_t;      // ... and columns share nothing: the kernel is one tap high and wide
   bool fetch_ahead;  // memory is asked for: the next frame, or along T what comes next in it
+  bool streams;      // results may be stored around the caches
   Split split;
 };
 
@@ -95,6 +98,8 @@ class Gatherer {
     parts_ = static_cast<Real*>(
         workspace((count * part_size_ + buffers * buffer) * static_cast<int64_t>(sizeof(Real))));
     buffer_ = parts_ + count * part_size_;
+    streams_ = kStreams<T> && plan.streams && !epilogue_.any() &&
+               reinterpret_cast<uintptr_t>(to) % kStreamBytes == 0;
     residual_buffer_ = buffer_ + (buffers - 1) * buffer;
     for (int64_t p = 0; p < plan.columns.phases; ++p) {
       const Phase& phase = plan.columns.phase[p];
@@ -130,6 +135,7 @@ class Gatherer {
       }
       write(t, item.h, held);
     }
+    if (streams_) finish_streams();
   }
 
  private:
@@ -204,7 +210,7 @@ class Gatherer {
       rows.begin = smaller(larger(rows.begin, plan_.h.sources(item.h).end), rows.end);
     }
     next_from_.start(larger(frames.end - 1, 0), rows, calls);
-    next_to_.start(t, next.h, calls);
+    if (!streams_) next_to_.start(t, next.h, calls);
   }
 
   // Offset of a frame in a ring.
@@ -264,6 +270,7 @@ class Gatherer {
       job.step = phase.step * step;
       job.row_step = row_step;
       job.wide = wide;
+      job.streams = streams_ && !wide;
       job.fetch_ahead = plan_.fetch_ahead;
       job.next_from = &next_from_;
       job.next_to = &next_to_;
@@ -343,6 +350,7 @@ class Gatherer {
   Range listed_h_ = {-1, -1};  // ... and for which rows
   int64_t frame_ = 0;          // where the first frame begins that the frame at hand reads
   Prefetcher next_from_, next_to_;
+  bool streams_;  // results are stored around the caches
   Real* parts_;   // part_size_ for each vector
   Real* buffer_;  // rows written before they go to the tensor, where they cannot go there directly
   Real* residual_buffer_;  // what is added to those

@@ -53,6 +53,7 @@ struct Rows {
   int64_t columns;                // results in a row
   int64_t first, step, row_step;  // the first result, from one to the next, and from row to row
   bool wide;                      // results are stored as they were computed
+  bool streams;                   // results are stored around the caches; one chain only
   bool fetch_ahead;               // asks for memory, where that is walked in its own order
   Prefetcher *next_from, *next_to;
 };
@@ -68,8 +69,11 @@ inline int64_t result_size(const Rows<T>& rows) {
 
 // Stores a result of rows of T.
 template <typename T>
-inline void store_result(char* to, bool wide, Vec<Arithmetic<T>> result) {
+inline void store_result(char* to, bool wide, bool streams, Vec<Arithmetic<T>> result) {
   using Real = Arithmetic<T>;
+  if constexpr (kStreams<T>) {
+    if (streams) return stream(reinterpret_cast<T*>(to), result);
+  }
   if (sizeof(T) == sizeof(Real) || wide) return store(reinterpret_cast<Real*>(to), result);
   store(reinterpret_cast<T*>(to), result);
 }
@@ -171,7 +175,7 @@ __attribute__((always_inline)) inline void convolve_tile(const Rows<T>& rows,
         pin_address(to);
         const Real* before =
             kChains && begin > 0 ? reinterpret_cast<const Real*>(to) : vector[v].bias;
-        store_result<T>(to, rows.wide, load(before) + sum[v][r]);
+        store_result<T>(to, rows.wide, rows.streams, load(before) + sum[v][r]);
       }
     }
     begin = end;
@@ -211,7 +215,7 @@ void convolve_row_along_t(const Rows<T>& rows, int64_t row) {
   const int64_t count = K > 0 ? K : rows.row[row].count, vectors = rows.vectors;
   const int64_t column = rows.advance * rows.column;
   const int64_t size = result_size(rows), step = rows.step * size;
-  const bool fetch_ahead = rows.fetch_ahead;
+  const bool fetch_ahead = rows.fetch_ahead, streams = rows.streams;
   int64_t few_rows[K > 0 ? K : 1], few_weights[K > 0 ? K : 1];
   int64_t latest = 0;  // the row that no frame before has read
   for (int64_t k = 0; k < count; ++k) {
@@ -244,7 +248,7 @@ void convolve_row_along_t(const Rows<T>& rows, int64_t row) {
       const Vec<Real> bias = load(vector.bias);
 #pragma GCC unroll 8
       for (int c = 0; c < Columns; ++c) {
-        store_result<T>(vector.to + to + c * step, rows.wide, bias + sum[c]);
+        store_result<T>(vector.to + to + c * step, rows.wide, streams, bias + sum[c]);
       }
     }
     if (at + Columns >= rows.columns) break;

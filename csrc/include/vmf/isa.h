@@ -30,4 +30,12 @@ int current_isa_index();
 // on AMD's Zen 4 (0: it always pays) and Zen 5; on Intel's for the convolution's forward.
 int64_t prefetch_pays_from();
 
+// The bytes that a call reads and writes from which on stores around the caches pay, even if what
+// was written is read next: half as many again as the last-level caches hold. Measured on AMD's
+// Zen 5; other CPUs do without (INT64_MAX).
+int64_t streaming_pays_from();
+
+// Sets that, for tests and measurements, and returns what it was.
+int64_t set_streaming_pays_from(int64_t bytes);
+
 }  // namespace vmf
