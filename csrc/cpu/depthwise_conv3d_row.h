@@ -7,6 +7,8 @@
 // taps may meet at either end of a row are looked at. 16-bit rows are widened as they are read.
 #pragma once
 
+#include <type_traits>
+
 #include "depthwise_conv3d_plan.h"
 #include "depthwise_conv3d_prefetch.h"
 #include "vec.h"
@@ -53,7 +55,6 @@ struct Rows {
   int64_t columns;                // results in a row
   int64_t first, step, row_step;  // the first result, from one to the next, and from row to row
   bool wide;                      // results are stored as they were computed
-  bool streams;                   // results are stored around the caches; one chain only
   bool fetch_ahead;               // asks for memory, where that is walked in its own order
   Prefetcher *next_from, *next_to;
 };
@@ -67,13 +68,12 @@ inline int64_t result_size(const Rows<T>& rows) {
   return static_cast<int64_t>(rows.wide ? sizeof(Arithmetic<T>) : sizeof(T));
 }
 
-// Stores a result of rows of T.
-template <typename T>
-inline void store_result(char* to, bool wide, bool streams, Vec<Arithmetic<T>> result) {
+// Stores a result of rows of T, around the caches with `Streams`: kernels of their own, because
+// others are up to 1.1 times as fast without such stores beside theirs.
+template <typename T, bool Streams>
+inline void store_result(char* to, bool wide, Vec<Arithmetic<T>> result) {
   using Real = Arithmetic<T>;
-  if constexpr (kStreams<T>) {
-    if (streams) return stream(reinterpret_cast<T*>(to), result);
-  }
+  if constexpr (Streams) return stream(reinterpret_cast<T*>(to), result);
   if (sizeof(T) == sizeof(Real) || wide) return store(reinterpret_cast<Real*>(to), result);
   store(reinterpret_cast<T*>(to), result);
 }
@@ -102,7 +102,7 @@ class ColumnOffsets {
 };
 
 // Results `at`, ..., at + R - 1 of one row; with `Shared` several lanes read the same channel.
-template <typename T, bool Shared, int Taps, int Advance, int V, int R>
+template <typename T, bool Shared, bool Streams, int Taps, int Advance, int V, int R>
 __attribute__((always_inline)) inline void convolve_tile(const Rows<T>& rows,
                                                          const RowVector<T>* vector, int64_t row,
                                                          int64_t at) {
@@ -175,7 +175,7 @@ __attribute__((always_inline)) inline void convolve_tile(const Rows<T>& rows,
         pin_address(to);
         const Real* before =
             kChains && begin > 0 ? reinterpret_cast<const Real*>(to) : vector[v].bias;
-        store_result<T>(to, rows.wide, rows.streams, load(before) + sum[v][r]);
+        store_result<T, Streams>(to, rows.wide, load(before) + sum[v][r]);
       }
     }
     begin = end;
@@ -183,7 +183,7 @@ __attribute__((always_inline)) inline void convolve_tile(const Rows<T>& rows,
 }
 
 // Advance is rows.advance, or 0 for any; V divides rows.vectors, and a row has at least R results.
-template <typename T, bool Shared, int Taps, int Advance, int V, int R>
+template <typename T, bool Shared, bool Streams, int Taps, int Advance, int V, int R>
 void convolve_rows(const Rows<T>& rows) {
   const int64_t vectors = larger(V, rows.vectors_together);
   for (int64_t begin = 0; begin < rows.vectors; begin += vectors) {
@@ -193,7 +193,7 @@ void convolve_rows(const Rows<T>& rows) {
           for (int64_t i = begin; i < smaller(begin + vectors, rows.vectors); i += V) {
             rows.next_from->advance();
             rows.next_to->advance();
-            convolve_tile<T, Shared, Taps, Advance, V, R>(rows, rows.vector + i, row, at);
+            convolve_tile<T, Shared, Streams, Taps, Advance, V, R>(rows, rows.vector + i, row, at);
           }
         }
         if (at + R >= rows.columns) break;
@@ -206,7 +206,7 @@ void convolve_rows(const Rows<T>& rows) {
 
 // Tiles of `Columns` results of a row with one tap in each row read: K taps, or if K is 0 any
 // number.
-template <typename T, int Columns, int K>
+template <typename T, bool Streams, int Columns, int K>
 void convolve_row_along_t(const Rows<T>& rows, int64_t row) {
   using Real = Arithmetic<T>;
   constexpr int64_t kTilesAhead = 4, kLineVectors = 64 / (kLanes<Real> * sizeof(T));
@@ -215,7 +215,7 @@ void convolve_row_along_t(const Rows<T>& rows, int64_t row) {
   const int64_t count = K > 0 ? K : rows.row[row].count, vectors = rows.vectors;
   const int64_t column = rows.advance * rows.column;
   const int64_t size = result_size(rows), step = rows.step * size;
-  const bool fetch_ahead = rows.fetch_ahead, streams = rows.streams;
+  const bool fetch_ahead = rows.fetch_ahead;
   int64_t few_rows[K > 0 ? K : 1], few_weights[K > 0 ? K : 1];
   int64_t latest = 0;  // the row that no frame before has read
   for (int64_t k = 0; k < count; ++k) {
@@ -248,7 +248,7 @@ void convolve_row_along_t(const Rows<T>& rows, int64_t row) {
       const Vec<Real> bias = load(vector.bias);
 #pragma GCC unroll 8
       for (int c = 0; c < Columns; ++c) {
-        store_result<T>(vector.to + to + c * step, rows.wide, streams, bias + sum[c]);
+        store_result<T, Streams>(vector.to + to + c * step, rows.wide, bias + sum[c]);
       }
     }
     if (at + Columns >= rows.columns) break;
@@ -257,25 +257,25 @@ void convolve_row_along_t(const Rows<T>& rows, int64_t row) {
 }
 
 // ... with as many taps as the row has, unrolled for at most K.
-template <typename T, int Columns, int K = 5>
+template <typename T, bool Streams, int Columns, int K = 5>
 void find_row_along_t(const Rows<T>& rows, int64_t row) {
   if constexpr (K > 0) {
-    if (rows.row[row].count < K) return find_row_along_t<T, Columns, K - 1>(rows, row);
-    if (rows.row[row].count == K) return convolve_row_along_t<T, Columns, K>(rows, row);
+    if (rows.row[row].count < K) return find_row_along_t<T, Streams, Columns, K - 1>(rows, row);
+    if (rows.row[row].count == K) return convolve_row_along_t<T, Streams, Columns, K>(rows, row);
   }
-  convolve_row_along_t<T, Columns, 0>(rows, row);
+  convolve_row_along_t<T, Streams, Columns, 0>(rows, row);
 }
 
 // Rows of a kernel that goes along T alone, read in place. Columns share the weights only, so few
 // are taken at a time and memory is walked nearly in its own order.
-template <typename T>
+template <typename T, bool Streams>
 void convolve_along_t(const Rows<T>& rows) {
   constexpr int kColumns = 4;
   for (int64_t row = 0; row < rows.rows; ++row) {
     if (rows.columns < kColumns) {
-      find_row_along_t<T, 1>(rows, row);
+      find_row_along_t<T, Streams, 1>(rows, row);
     } else {
-      find_row_along_t<T, kColumns>(rows, row);
+      find_row_along_t<T, Streams, kColumns>(rows, row);
     }
   }
 }
@@ -302,38 +302,48 @@ struct RowTile {
   int64_t cost = INT64_MAX;  // of a vector, in half multiply-adds for each tap
 };
 
-template <typename T, bool Shared, int Taps, int Advance, int V,
+template <typename T, bool Shared, bool Streams, int Taps, int Advance, int V,
           int R = static_cast<int>(max_tile(Taps, V, Shared))>
 RowKernel<T> find_tile(int64_t results) {
   if constexpr (R > 0) {
-    return results == R ? convolve_rows<T, Shared, Taps, Advance, V, R>
-                        : find_tile<T, Shared, Taps, Advance, V, R - 1>(results);
+    return results == R ? convolve_rows<T, Shared, Streams, Taps, Advance, V, R>
+                        : find_tile<T, Shared, Streams, Taps, Advance, V, R - 1>(results);
   } else {
     return nullptr;
   }
 }
 
 // The kernel that takes `taps` taps and V vectors at once.
-template <typename T, int V>
+template <typename T, int V, bool Streams>
 RowKernel<T> find_row_kernel(int taps, int64_t advance, const RowTile& tile, bool shared) {
   return with_tap_run(taps, advance, [&](auto run) {
     constexpr int kAdvance = run.kTaps == 1 ? 0 : run.kStep;
     if constexpr (kSpreads<Arithmetic<T>>) {
-      if (shared) return find_tile<T, true, run.kTaps, kAdvance, V>(tile.results);
+      if (shared) return find_tile<T, true, Streams, run.kTaps, kAdvance, V>(tile.results);
     }
-    return find_tile<T, false, run.kTaps, kAdvance, V>(tile.results);
+    return find_tile<T, false, Streams, run.kTaps, kAdvance, V>(tile.results);
   });
 }
 
 // How the rows of one phase are convolved: vectors by twos where that is faster. With `shared`
-// several lanes read the same channel.
+// several lanes read the same channel, with `streams` results are stored around the caches.
 template <typename T>
 struct RowKernels {
   RowKernels() = default;
-  RowKernels(int taps, int64_t advance, int64_t columns, bool shared) {
+  RowKernels(int taps, int64_t advance, int64_t columns, bool shared, bool streams) {
     const RowTile single(columns, taps, 1, shared), pair(columns, taps, 2, shared);
-    one = find_row_kernel<T, 1>(taps, advance, single, shared);
-    if (pair.cost < single.cost) two = find_row_kernel<T, 2>(taps, advance, pair, shared);
+    const auto find = [&](auto around) {
+      constexpr bool kAround = decltype(around)::value;
+      one = find_row_kernel<T, 1, kAround>(taps, advance, single, shared);
+      if (pair.cost < single.cost) {
+        two = find_row_kernel<T, 2, kAround>(taps, advance, pair, shared);
+      }
+      along_t = convolve_along_t<T, kAround>;
+    };
+    find(std::false_type());
+    if constexpr (kStreams<T>) {
+      if (streams) find(std::true_type());
+    }
     tiles = two == nullptr ? 2 * single.tiles : pair.tiles;
   }
 
@@ -349,7 +359,8 @@ struct RowKernels {
   }
 
   RowKernel<T> one = nullptr, two = nullptr;
-  int64_t tiles = 0;  // of two vectors, about
+  RowKernel<T> along_t = nullptr;  // of a kernel that goes along T alone
+  int64_t tiles = 0;               // of two vectors, about
 };
 
 }  // namespace

@@ -320,7 +320,7 @@ constexpr int64_t kStreamBytes = 32;
 #if defined(__AVX2__)
 // Whether there are such stores of T.
 template <typename T>
-constexpr bool kStreams = sizeof(T) >= 4;
+constexpr bool kStreams = sizeof(T) == 4;
 
 #if defined(__AVX512F__)
 template <typename T>
