@@ -82,7 +82,11 @@ int64_t measured_streaming_pays_from() {
   return INT64_MAX;
 }
 
-std::atomic<int64_t> streaming_from{measured_streaming_pays_from()};
+// Asked of the CPU at the first call, not when the library is loaded.
+std::atomic<int64_t>& streaming_from() {
+  static std::atomic<int64_t> bytes{measured_streaming_pays_from()};
+  return bytes;
+}
 
 }  // namespace
 
@@ -125,8 +129,8 @@ int64_t prefetch_pays_from() {
 #endif
 }
 
-int64_t streaming_pays_from() { return streaming_from.load(std::memory_order_relaxed); }
+int64_t streaming_pays_from() { return streaming_from().load(std::memory_order_relaxed); }
 
-int64_t set_streaming_pays_from(int64_t bytes) { return streaming_from.exchange(bytes); }
+int64_t set_streaming_pays_from(int64_t bytes) { return streaming_from().exchange(bytes); }
 
 }  // namespace vmf

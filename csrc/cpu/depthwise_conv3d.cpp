@@ -16,6 +16,7 @@
 #include "depthwise_conv3d_reader.h"
 #include "depthwise_conv3d_row.h"
 #include "depthwise_conv3d_split.h"
+#include "stream.h"
 #include "vmf/isa.h"
 
 namespace vmf {

@@ -11,6 +11,7 @@
 
 #include "depthwise_conv3d_plan.h"
 #include "depthwise_conv3d_prefetch.h"
+#include "stream.h"
 #include "vec.h"
 
 namespace vmf {

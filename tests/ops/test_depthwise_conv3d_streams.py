@@ -31,7 +31,8 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 
 @pytest.fixture
-def isa(extension: ModuleType) -> Iterator[ModuleType]:
+def settings(extension: ModuleType) -> Iterator[ModuleType]:
+    """The extension, whose instruction set and bound are put back afterwards."""
     before, isa = extension.set_streaming_pays_from(NEVER), extension.current_isa()
     yield extension
     extension.set_streaming_pays_from(before)
@@ -58,13 +59,15 @@ def results(case: tuple, dtype: torch.dtype) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_streamed_results_are_the_same(case: tuple, dtype: torch.dtype, isa: ModuleType) -> None:
-    for name in isa.supported_isas():
-        isa.set_isa(name)
-        isa.set_streaming_pays_from(NEVER)
+def test_streamed_results_are_the_same(
+    case: tuple, dtype: torch.dtype, settings: ModuleType
+) -> None:
+    for name in settings.supported_isas():
+        settings.set_isa(name)
+        settings.set_streaming_pays_from(NEVER)
         with use_backend("cpu"):
             usual = results(case, dtype)
-            assert isa.set_streaming_pays_from(0) == NEVER
+            assert settings.set_streaming_pays_from(0) == NEVER
             streamed = results(case, dtype)
         for result, expected in zip(streamed, usual, strict=True):
             assert torch.equal(result, expected), f"{name} {case}"
