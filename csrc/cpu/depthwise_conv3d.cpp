@@ -105,7 +105,7 @@ class Gatherer {
     for (int64_t p = 0; p < plan.columns.phases; ++p) {
       const Phase& phase = plan.columns.phase[p];
       kernels_[p] = RowKernels<Held>(phase.chunk, phase.advance, phase.count,
-                                     plan.in_place && plan.share > 1, streams_);
+                                     plan.in_place && plan.share > 1, streams_, plan.fetch_ahead);
       tiles_ += kernels_[p].tiles;
     }
   }
@@ -271,7 +271,6 @@ class Gatherer {
       job.step = phase.step * step;
       job.row_step = row_step;
       job.wide = wide;
-      job.fetch_ahead = plan_.fetch_ahead;
       job.next_from = &next_from_;
       job.next_to = &next_to_;
       if (plan_.along_t) {

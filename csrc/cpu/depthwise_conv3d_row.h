@@ -56,7 +56,6 @@ struct Rows {
   int64_t columns;                // results in a row
   int64_t first, step, row_step;  // the first result, from one to the next, and from row to row
   bool wide;                      // results are stored as they were computed
-  bool fetch_ahead;               // asks for memory, where that is walked in its own order
   Prefetcher *next_from, *next_to;
 };
 
@@ -206,17 +205,20 @@ void convolve_rows(const Rows<T>& rows) {
 }
 
 // Tiles of `Columns` results of a row with one tap in each row read: K taps, or if K is 0 any
-// number.
-template <typename T, bool Streams, int Columns, int K>
+// number. With `FetchAhead` memory is asked for, where it is walked in its own order.
+template <typename T, bool Streams, bool FetchAhead, int Columns, int K>
 void convolve_row_along_t(const Rows<T>& rows, int64_t row) {
   using Real = Arithmetic<T>;
-  constexpr int64_t kTilesAhead = 4, kLineVectors = 64 / (kLanes<Real> * sizeof(T));
-  // Copies: as far as the compiler knows, what is stored may change `rows`.
+  constexpr int64_t kBytesAhead = 6 << 10, kLineVectors = 64 / (kLanes<Real> * sizeof(T));
+  // A store reads its line first: 1.05 to 1.2 times as fast. In 16 bits instructions bind (0.97).
+  constexpr bool kFetchWritten = FetchAhead && !Streams && sizeof(T) == sizeof(Real);
+  // Copies: as far as the compiler knows, what is stored may change `rows` and its vectors.
   const RowTap* const taps = rows.taps + rows.row[row].begin;
+  const RowVector<T>* const first = rows.vector;
   const int64_t count = K > 0 ? K : rows.row[row].count, vectors = rows.vectors;
   const int64_t column = rows.advance * rows.column;
   const int64_t size = result_size(rows), step = rows.step * size;
-  const bool fetch_ahead = rows.fetch_ahead;
+  const int64_t ahead = larger(Columns, kBytesAhead / (column * static_cast<int64_t>(sizeof(T))));
   int64_t few_rows[K > 0 ? K : 1], few_weights[K > 0 ? K : 1];
   int64_t latest = 0;  // the row that no frame before has read
   for (int64_t k = 0; k < count; ++k) {
@@ -228,28 +230,34 @@ void convolve_row_along_t(const Rows<T>& rows, int64_t row) {
     const int64_t from = rows.frame + at * column;
     const int64_t to = (rows.first + row * rows.row_step + at * rows.step) * size;
     for (int64_t i = 0; i < vectors; ++i) {
-      const RowVector<T>& vector = rows.vector[i];
-      if (fetch_ahead && i % kLineVectors == 0) {
-        const T* const ahead = vector.from + from + latest + kTilesAhead * Columns * column;
+      const RowVector<T>& vector = first[i];
+      const Real *const weights = vector.weight, *const bias_at = vector.bias;
+      const T* const read_at = vector.from + from;
+      char* written = vector.to + to;
+      if (FetchAhead && i % kLineVectors == 0) {
+        const T* const next_from = read_at + latest + ahead * column;
+        char* const next_to = written + ahead * step;
 #pragma GCC unroll 8
-        for (int c = 0; c < Columns; ++c) prefetch(ahead + c * column);
+        for (int c = 0; c < Columns; ++c) {
+          prefetch(next_from + c * column);
+          if (kFetchWritten) prefetch_to_write(next_to + c * step);
+        }
       }
       Vec<Real> sum[Columns];
 #pragma GCC unroll 8
       for (int c = 0; c < Columns; ++c) sum[c] = Vec<Real>{};
 #pragma GCC unroll 8
       for (int64_t k = 0; k < count; ++k) {
-        const T* read = vector.from + from;
-        read += K > 0 ? few_rows[k] : taps[k].from;
+        const T* read = read_at + (K > 0 ? few_rows[k] : taps[k].from);
         pin_address(read);
-        const Vec<Real> weight = load(vector.weight + (K > 0 ? few_weights[k] : taps[k].weight));
+        const Vec<Real> weight = load(weights + (K > 0 ? few_weights[k] : taps[k].weight));
 #pragma GCC unroll 8
         for (int c = 0; c < Columns; ++c) sum[c] = fma(load(read + c * column), weight, sum[c]);
       }
-      const Vec<Real> bias = load(vector.bias);
+      const Vec<Real> bias = load(bias_at);
 #pragma GCC unroll 8
-      for (int c = 0; c < Columns; ++c) {
-        store_result<T, Streams>(vector.to + to + c * step, rows.wide, bias + sum[c]);
+      for (int c = 0; c < Columns; ++c, written += step) {
+        store_result<T, Streams>(written, rows.wide, bias + sum[c]);
       }
     }
     if (at + Columns >= rows.columns) break;
@@ -258,25 +266,26 @@ void convolve_row_along_t(const Rows<T>& rows, int64_t row) {
 }
 
 // ... with as many taps as the row has, unrolled for at most K.
-template <typename T, bool Streams, int Columns, int K = 5>
+template <typename T, bool Streams, bool FetchAhead, int Columns, int K = 5>
 void find_row_along_t(const Rows<T>& rows, int64_t row) {
   if constexpr (K > 0) {
-    if (rows.row[row].count < K) return find_row_along_t<T, Streams, Columns, K - 1>(rows, row);
-    if (rows.row[row].count == K) return convolve_row_along_t<T, Streams, Columns, K>(rows, row);
+    const int64_t count = rows.row[row].count;
+    if (count < K) return find_row_along_t<T, Streams, FetchAhead, Columns, K - 1>(rows, row);
+    if (count == K) return convolve_row_along_t<T, Streams, FetchAhead, Columns, K>(rows, row);
   }
-  convolve_row_along_t<T, Streams, Columns, 0>(rows, row);
+  convolve_row_along_t<T, Streams, FetchAhead, Columns, 0>(rows, row);
 }
 
 // Rows of a kernel that goes along T alone, read in place. Columns share the weights only, so few
 // are taken at a time and memory is walked nearly in its own order.
-template <typename T, bool Streams>
+template <typename T, bool Streams, bool FetchAhead>
 void convolve_along_t(const Rows<T>& rows) {
   constexpr int kColumns = 4;
   for (int64_t row = 0; row < rows.rows; ++row) {
     if (rows.columns < kColumns) {
-      find_row_along_t<T, Streams, 1>(rows, row);
+      find_row_along_t<T, Streams, FetchAhead, 1>(rows, row);
     } else {
-      find_row_along_t<T, Streams, kColumns>(rows, row);
+      find_row_along_t<T, Streams, FetchAhead, kColumns>(rows, row);
     }
   }
 }
@@ -331,7 +340,8 @@ RowKernel<T> find_row_kernel(int taps, int64_t advance, const RowTile& tile, boo
 template <typename T>
 struct RowKernels {
   RowKernels() = default;
-  RowKernels(int taps, int64_t advance, int64_t columns, bool shared, bool streams) {
+  RowKernels(int taps, int64_t advance, int64_t columns, bool shared, bool streams,
+             bool fetch_ahead) {
     const RowTile single(columns, taps, 1, shared), pair(columns, taps, 2, shared);
     const auto find = [&](auto around) {
       constexpr bool kAround = decltype(around)::value;
@@ -339,7 +349,8 @@ struct RowKernels {
       if (pair.cost < single.cost) {
         two = find_row_kernel<T, 2, kAround>(taps, advance, pair, shared);
       }
-      along_t = convolve_along_t<T, kAround>;
+      along_t =
+          fetch_ahead ? convolve_along_t<T, kAround, true> : convolve_along_t<T, kAround, false>;
     };
     find(std::false_type());
     if constexpr (kStreams<T>) {
