@@ -46,5 +46,5 @@ $(VENV)/built: $(VENV)/installed setup.py pyproject.toml $(CPP)
 	@touch $@
 
 clean: ## removes .venv, the build, and what the demo made
-	rm -rf $(VENV) build dist demo runs *.egg-info vmf_kernels/_C*.so vmf_kernels/_cuda.so
+	rm -rf $(VENV) build dist demo runs *.egg-info vmf_kernels/_C*.so vmf_kernels/libvmf_cuda.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

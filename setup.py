@@ -1,8 +1,8 @@
 """Builds vmf_kernels._C with ninja; all other metadata is in pyproject.toml.
 
 The kernels of csrc/cpu are compiled once per instruction set, everything else in csrc once.
-CUDA kernels become a library of their own, vmf_kernels/_cuda.so, where nvcc and a CUDA build of
-torch are. Without a C++ compiler the package installs in pure Python. `MAX_JOBS` limits the
+CUDA kernels become a library of their own, vmf_kernels/libvmf_cuda.so, where nvcc and a CUDA build
+of torch are. Without a C++ compiler the package installs in pure Python. `MAX_JOBS` limits the
 compilers that run at once; `CXX` names one.
 """
 
@@ -152,7 +152,7 @@ class NinjaBuild(build_ext):
         subprocess.run(command, check=True)
         say(f"built {target.name}: CPU kernels for {', '.join(ISA_FLAGS)}")
         if cuda := nvcc():
-            target = target.with_name("_cuda.so")
+            target = target.with_name("libvmf_cuda.so")
             write_cuda_ninja(folder / "cuda.ninja", target, cuda)
             if subprocess.run([*command, "-f", "cuda.ninja"], check=False).returncode == 0:
                 say(f"built {target.name}: CUDA kernels for sm_{CUDA_ARCHITECTURES}")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from vmf_kernels import _cuda
+
 ROOT = Path(__file__).parents[1]
 CALL = """
 import torch, vmf_kernels
@@ -35,6 +37,12 @@ def copy_checkout(folder: Path) -> Path:
         return built(path, names) | ({"demo"} if Path(path) == ROOT else set())
 
     return Path(shutil.copytree(ROOT, folder / "checkout", ignore=ignore))
+
+
+def test_the_library_of_cuda_kernels_hides_no_module() -> None:
+    """Python takes NAME.so for a module of that name, before NAME.py."""
+    assert not _cuda.PATH.with_suffix(".py").exists()
+    assert f'"{_cuda.PATH.name}"' in (ROOT / "setup.py").read_text()  # which writes it
 
 
 def run(*command: str | Path, cwd: Path, **env: str) -> str:

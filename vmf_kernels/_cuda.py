@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vmf_kernels._triton import wrong_dtype
 
-PATH = Path(__file__).with_name("_cuda.so")
+PATH = Path(__file__).with_name("libvmf_cuda.so")
 DTYPES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # as in csrc/include/vmf/dtype.h
 
 _SHAPE, _POINTER, _TEXT = ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p, ctypes.c_char_p

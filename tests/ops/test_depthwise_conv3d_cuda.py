@@ -29,7 +29,7 @@ def library_of_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     cxx = shutil.which("g++")
     if cxx is None:
         pytest.skip("there is no g++")
-    path = tmp_path_factory.mktemp("cuda") / "_cuda.so"
+    path = tmp_path_factory.mktemp("cuda") / "libvmf_cuda.so"
     sources = [
         str(ROOT / "csrc" / "cuda" / name) for name in ("exports.cpp", "depthwise_conv3d.cu")
     ]

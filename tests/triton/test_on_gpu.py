@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import vmf_kernels
-from tests.ops.samples import FUNCTIONS, OPERATORS, function_call, operator_call
+from tests.ops.samples import CONVOLUTIONS, FUNCTIONS, OPERATORS, function_call, operator_call
 from vmf_kernels import use_backend
 from vmf_kernels.backends import OPS
 
@@ -76,6 +76,10 @@ LARGE: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...]]] = {
         lambda x, w: vmf_kernels.depthwise_conv3d(x, w, None, 1, 1),
         ((4, 48, 8, 56, 57), (48, 1, 3, 3, 3)),
     ),
+    "depthwise_conv_transpose3d": (
+        lambda x, w: vmf_kernels.depthwise_conv_transpose3d(x, w, None, (1, 2, 2), 1, (0, 1, 1)),
+        ((4, 48, 8, 28, 29), (48, 1, 3, 3, 3)),
+    ),
     "few_query_attention": (
         lambda q, x: vmf_kernels.few_query_attention(q, x, 2),
         ((2, 6, 96), (2, 96, 8, 57, 55)),
@@ -86,6 +90,7 @@ LARGE: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...]]] = {
     ),
     "dynamic_relu": (vmf_kernels.dynamic_relu, ((4, 96, 8, 57, 55), (4, 96), (4, 96))),
 }
+assert LARGE.keys() == set(NAMES)  # here, so that it is told where there is no GPU too
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -116,7 +121,7 @@ def test_more_elements_than_32_bits_count(name: str, layout: str) -> None:
     batch = 2**31 // torch.Size(LARGE[name][1][_features(name)][1:]).numel() + 2
     tensors = []
     for shape in shapes:
-        per_sample = name != "depthwise_conv3d" or (len(shape) == 5 and shape[1] > 1)
+        per_sample = name not in CONVOLUTIONS or (len(shape) == 5 and shape[1] > 1)
         size = (batch, *shape[1:]) if per_sample else shape
         x = torch.zeros(size, device="cuda", dtype=torch.bfloat16)
         x = x.contiguous(memory_format=_format(x, layout))
