@@ -12,7 +12,7 @@ from bench import cases, onnx_peer
 from bench.cases import DepthwiseCase
 from bench.comparison import OURS_IN_CUDA
 from bench.onnx_peer import Graph
-from bench.op import CONTIGUOUS, FORWARD, OpBench, Peer, Traffic, inductor
+from bench.op import FORWARD, OpBench, Peer, Traffic, inductor
 from vmf_kernels import _cuda
 
 
@@ -115,7 +115,6 @@ BENCH = OpBench(
             OURS_IN_CUDA,
             _cuda_kernels,
             dtypes=(torch.float32, torch.bfloat16, torch.float16),
-            layouts=(CONTIGUOUS,),
             devices=("cuda",),
             missing=_cuda.missing,
         ),

@@ -1,43 +1,28 @@
-// Which kernel takes a depthwise 3D convolution, and how its blocks divide the work.
+// The functions of vmf/cuda_depthwise_conv3d.h, and how the blocks of the kernels for contiguous
+// tensors divide the work.
 #include <algorithm>
-#include <limits>
 
+#include "cuda/depthwise_conv3d_channels_last.h"
+#include "cuda/depthwise_conv3d_forms.h"
 #include "cuda/depthwise_conv3d_grad_weight.cuh"
-#include "vmf/cuda_depthwise_conv3d.h"
 
 namespace vmf::cuda {
 namespace {
 
-constexpr int64_t kMost = std::numeric_limits<int>::max();
-
-const char* const kShapes =
-    "the CUDA kernels are for contiguous float32, float16 and bfloat16 tensors, for kernels 1x3x3, "
-    "3x3x3, 5x3x3 and 1x5x5 with a stride of 1 or 2 in H and W, and 3x5x5, 5x5x5 and 7x7x7 with a "
-    "stride of 1";
-const char* const kSize = "a frame, or the number of blocks, is beyond 2**31 elements";
-
-// Calls f(convolution, transposed) with the kernels of a shape, types without state; null where
+// Calls f(convolution, transposed) with the kernels of a shape, types without state, or returns why
 // there are none.
 template <class F>
 const char* with_kernels(const DepthwiseConv3dShape& s, const F& f) {
-  const auto is = [&](int64_t t, int64_t h, int64_t w, int64_t stride) {
-    return s.kernel[0] == t && s.kernel[1] == h && s.kernel[2] == w && s.stride[0] == 1 &&
-           s.stride[1] == stride && s.stride[2] == stride;
-  };
-  const bool dense = s.dilation[0] == 1 && s.dilation[1] == 1 && s.dilation[2] == 1;
-  if (!dense || s.channels_last || s.dtype == DType::f64) return kShapes;
-  if (is(1, 3, 3, 1)) return f(Convolution<1, 3, 3, 1>{}, Convolution<1, 3, 3, 1>{});
-  if (is(3, 3, 3, 1)) return f(Convolution<3, 3, 3, 1>{}, Convolution<3, 3, 3, 1>{});
-  if (is(5, 3, 3, 1)) return f(Convolution<5, 3, 3, 1>{}, Convolution<5, 3, 3, 1>{});
-  if (is(1, 5, 5, 1)) return f(Convolution<1, 5, 5, 1>{}, Convolution<1, 5, 5, 1>{});
-  if (is(3, 5, 5, 1)) return f(Convolution<3, 5, 5, 1>{}, Convolution<3, 5, 5, 1>{});
-  if (is(5, 5, 5, 1)) return f(Convolution<5, 5, 5, 1>{}, Convolution<5, 5, 5, 1>{});
-  if (is(7, 7, 7, 1)) return f(Convolution<7, 7, 7, 1>{}, Convolution<7, 7, 7, 1>{});
-  if (is(1, 3, 3, 2)) return f(Convolution<1, 3, 3, 2>{}, Transposed<1, 3, 3>{});
-  if (is(3, 3, 3, 2)) return f(Convolution<3, 3, 3, 2>{}, Transposed<3, 3, 3>{});
-  if (is(5, 3, 3, 2)) return f(Convolution<5, 3, 3, 2>{}, Transposed<5, 3, 3>{});
-  if (is(1, 5, 5, 2)) return f(Convolution<1, 5, 5, 2>{}, Transposed<1, 5, 5>{});
-  return kShapes;
+  return with_form(s, [&]<class Form>(Form) -> const char* {
+    constexpr int T = Form::kT, H = Form::kH, W = Form::kW;
+    if constexpr (H == 1) {
+      return kShapes;
+    } else if constexpr (Form::kStride == 1) {
+      return f(Convolution<T, H, W, 1>{}, Convolution<T, H, W, 1>{});
+    } else {
+      return f(Convolution<T, H, W, 2>{}, Transposed<T, H, W>{});
+    }
+  });
 }
 
 Volumes volumes(const int64_t (&size)[3], int64_t count) {
@@ -170,18 +155,18 @@ template <class Body>
 const char* grad_weight_shape(const DepthwiseConv3dShape& s, const void* input, int processors,
                               GradWeightShape& shape) {
   const int multiplier = static_cast<int>(s.multiplier);
-  shape.dtype = s.dtype;
+  shape.sums.dtype = s.dtype;
   shape.source = volumes(s.input, s.batch * s.channels);
   shape.result = volumes(s.output, s.batch * s.channels * multiplier);
   shape.pairing = {multiplier, 1};
-  shape.channels = static_cast<int>(s.channels * multiplier);
+  shape.sums.channels = static_cast<int>(s.channels * multiplier);
   shape.batch = static_cast<int>(s.batch);
   for (int i = 0; i < 3; ++i) shape.padding[i] = static_cast<int>(s.padding[i]);
   const auto [t, h, w] = shape.padding;
   const int64_t batch = std::max<int64_t>(s.batch, 1);
   const char* error = plan<Body>({shape.source,
                                   shape.result,
-                                  shape.channels,
+                                  shape.sums.channels,
                                   {t, h, w},
                                   shape.source.volume(),
                                   0,
@@ -195,7 +180,7 @@ const char* grad_weight_shape(const DepthwiseConv3dShape& s, const void* input, 
   const int64_t wanted = std::clamp<int64_t>(divide_up(16 * processors, blocks), 1, batch);
   shape.samples = static_cast<int>(divide_up(batch, wanted));
   shape.sample_tiles = static_cast<int>(divide_up(s.batch, shape.samples));
-  shape.partials =
+  shape.sums.count =
       int64_t{shape.sample_tiles} * tiling.time_tiles * tiling.row_tiles * tiling.column_tiles;
   return blocks * shape.sample_tiles > kMost ? kSize : nullptr;
 }
@@ -213,20 +198,17 @@ const char* run_gather(const DepthwiseConv3dShape& s, bool transposed, const voi
   return launch(&gather<Body>, shape.tiling.blocks, shape, device.stream);
 }
 
-template <class Body>
-int64_t scratch_of(const GradWeightShape& shape) {
-  return shape.partials * shape.channels * (kTaps<Body> + 1) * int64_t{sizeof(float)};
-}
-
 }  // namespace
 
 const char* depthwise_conv3d_refuses(const DepthwiseConv3dShape& s) {
   if (is_large(s)) return kSize;
+  if (s.batch * volume(s.output) == 0)
+    return with_form(s, [](auto) { return static_cast<const char*>(nullptr); });
+  if (s.channels_last) return channels_last::refuses(s);
   return with_kernels(s, [&]<class Forward, class Backward>(Forward, Backward) {
     GatherShape forward{}, backward{};
     GradWeightShape grad_weight{};
     const void* const aligned = nullptr;  // which is the plan with the largest windows
-    if (volume(s.output) == 0 || s.batch == 0) return static_cast<const char*>(nullptr);
     const char* error = gather_shape<Forward>(s, false, aligned, 1, forward);
     if (error == nullptr) error = gather_shape<Backward>(s, true, aligned, 1, backward);
     if (error == nullptr) error = grad_weight_shape<Forward>(s, aligned, 1, grad_weight);
@@ -237,6 +219,9 @@ const char* depthwise_conv3d_refuses(const DepthwiseConv3dShape& s) {
 const char* depthwise_conv3d(const DepthwiseConv3dShape& s, const void* input, const void* weight,
                              const void* bias, void* output, Device device) {
   if (s.batch * volume(s.output) == 0) return nullptr;
+  if (s.channels_last) {
+    return channels_last::convolve(s, false, input, weight, bias, output, device);
+  }
   return with_kernels(s, [&]<class Forward, class Backward>(Forward, Backward) {
     return run_gather<Forward>(s, false, input, weight, bias, output, device);
   });
@@ -246,6 +231,9 @@ const char* depthwise_conv_transpose3d(const DepthwiseConv3dShape& s, const void
                                        const void* weight, const void* bias, void* output,
                                        Device device) {
   if (s.batch * volume(s.input) == 0) return nullptr;
+  if (s.channels_last) {
+    return channels_last::convolve(s, true, input, weight, bias, output, device);
+  }
   return with_kernels(s, [&]<class Forward, class Backward>(Forward, Backward) {
     return run_gather<Backward>(s, true, input, weight, bias, output, device);
   });
@@ -253,11 +241,12 @@ const char* depthwise_conv_transpose3d(const DepthwiseConv3dShape& s, const void
 
 int64_t depthwise_conv3d_grad_weight_scratch(const DepthwiseConv3dShape& s, const void* input,
                                              Device device) {
+  if (s.channels_last) return channels_last::grad_weight_scratch(s, device);
   int64_t bytes = 0;
   with_kernels(s, [&]<class Forward, class Backward>(Forward, Backward) {
     GradWeightShape shape{};
     grad_weight_shape<Forward>(s, input, device.processors, shape);
-    bytes = scratch_of<Forward>(shape);
+    bytes = shape.sums.bytes(kTaps<Forward>);
     return static_cast<const char*>(nullptr);
   });
   return bytes;
@@ -266,23 +255,25 @@ int64_t depthwise_conv3d_grad_weight_scratch(const DepthwiseConv3dShape& s, cons
 const char* depthwise_conv3d_grad_weight(const DepthwiseConv3dShape& s, const void* grad_output,
                                          const void* input, void* scratch, void* grad_weight,
                                          void* grad_bias, Device device) {
+  if (s.channels_last) {
+    return channels_last::grad_weight(s, grad_output, input, scratch, grad_weight, grad_bias,
+                                      device);
+  }
   return with_kernels(s, [&]<class Forward, class Backward>(Forward, Backward) {
     GradWeightShape shape{};
     const char* error = grad_weight_shape<Forward>(s, input, device.processors, shape);
     if (error != nullptr) return error;
     shape.grad_output = grad_output;
     shape.input = input;
-    shape.partial = static_cast<float*>(scratch);
-    shape.grad_weight = grad_weight;
-    shape.grad_bias = grad_bias;
+    shape.sums.partial = static_cast<float*>(scratch);
+    shape.sums.grad_weight = grad_weight;
+    shape.sums.grad_bias = grad_bias;
     const int64_t blocks = shape.tiling.blocks * shape.tap_groups * shape.sample_tiles;
     if (blocks > 0) {
       error = launch(&cuda::grad_weight<Forward>, blocks, shape, device.stream);
       if (error != nullptr) return error;
     }
-    const int64_t threads = int64_t{shape.channels} * (kTaps<Forward> + 1);
-    return launch(&add_partials<kTaps<Forward>>, divide_up(threads, kThreads), shape,
-                  device.stream);
+    return launch_add_partials<kTaps<Forward>>(shape.sums, device.stream);
   });
 }
 

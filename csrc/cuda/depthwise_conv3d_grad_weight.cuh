@@ -7,23 +7,20 @@
 #pragma once
 
 #include "cuda/depthwise_conv3d_gather.cuh"
+#include "cuda/depthwise_conv3d_partials.cuh"
 
 namespace vmf::cuda {
 
 struct GradWeightShape {
   const void* grad_output;
   const void* input;
-  float* partial;     // (partials, channels, taps + 1): the last one is of the bias
-  void* grad_weight;  // (channels, taps), or null
-  void* grad_bias;    // (channels), or null
-  DType dtype;
+  PartialSums sums;
   Volumes source, result;  // input and grad_output
   Pairing pairing;
-  int channels, batch;
+  int batch;
   int padding[3];
   int samples, sample_tiles;  // of a block, in turn; a tiling is that of one sample
   int tap_groups;             // blocks beside each other that have some columns of the kernel each
-  int64_t partials;
   Tiling tiling;
 };
 
@@ -95,7 +92,7 @@ __device__ void write_sums(const GradWeightShape& s, const Place& at, int first_
       }
     }
     if (at.idle || local > 0) continue;
-    float* const to = s.partial + (partial * s.channels + at.first + at.volume) * (taps + 1);
+    float* const to = s.sums.of(partial, static_cast<int>(at.first) + at.volume, taps);
 #pragma unroll
     for (int i = 0; i < at_once; ++i) {
       const int k = first + i, x = first_column + k / (KT * KH);
@@ -113,11 +110,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Body>) grad_weight(GradWeigh
   const int first_column = static_cast<int>(blockIdx.x % s.tap_groups) * kColumnsAtOnce<Body>;
   const int64_t block = blockIdx.x / s.tap_groups;
   const int sample_tile = static_cast<int>(block / tiling.blocks);
-  const Place at(tiling, block % tiling.blocks, s.channels);
+  const Place at(tiling, block % tiling.blocks, s.sums.channels);
 
   Window<Gather<Body>::kSlots> window;
   window.place(tiling.window, s.source, s.pairing, at.first, at.volumes, at.row_tile,
-               at.column_tile, s.dtype);
+               at.column_tile, s.sums.dtype);
   const int tile_offset =
       (at.volume * tiling.window.rows + at.group * Body::kSteps * Body::kRowStep) *
           tiling.window.pitch +
@@ -133,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Body>) grad_weight(GradWeigh
   int buffer = 0;
   const int last_sample = min((sample_tile + 1) * s.samples, s.batch);
   for (int sample = sample_tile * s.samples; sample < last_sample; ++sample) {
-    const int64_t v = int64_t{sample} * s.channels + at.first;
+    const int64_t v = int64_t{sample} * s.sums.channels + at.first;
     const int64_t source = s.pairing.source(v) * s.source.volume();
     const int64_t grads =
         (v + at.volume) * s.result.volume() + int64_t{row} * s.result.size[2] + column;
@@ -143,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Body>) grad_weight(GradWeigh
       const int time = f + s.padding[0];
       float fresh[rows] = {};
       if (!idle && time < time_end) {
-        with_type(s.dtype, [&](auto type) {
+        with_type(s.sums.dtype, [&](auto type) {
           const auto* const from =
               static_cast<const typename decltype(type)::Bits*>(s.grad_output) + grads +
               time * s.result.frame();
@@ -176,22 +173,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Body>) grad_weight(GradWeigh
       at.column_tile;
   const int64_t tiles = int64_t{tiling.time_tiles} * tiling.row_tiles * tiling.column_tiles;
   write_sums<Body>(s, at, first_column, sample_tile * tiles + in_sample, sum, shared);
-}
-
-// A thread for each tap of each channel, and for its bias.
-template <int Taps>
-__global__ void __launch_bounds__(kThreads) add_partials(GradWeightShape s) {
-  const int64_t all = int64_t{s.channels} * (Taps + 1);
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i >= all) return;
-  float sum = 0;
-  for (int64_t partial = 0; partial < s.partials; ++partial) sum += s.partial[partial * all + i];
-  const int64_t channel = i / (Taps + 1), tap = i % (Taps + 1);
-  if (tap < Taps && s.grad_weight != nullptr) {
-    store(s.grad_weight, channel * Taps + tap, s.dtype, sum);
-  } else if (tap == Taps && s.grad_bias != nullptr) {
-    store(s.grad_bias, channel, s.dtype, sum);
-  }
 }
 
 }  // namespace vmf::cuda

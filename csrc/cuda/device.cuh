@@ -23,6 +23,16 @@ __device__ inline uint16_t float_to_f16(float x) { return __half_as_ushort(__flo
 __device__ inline uint16_t float_to_bf16(float x) {
   return __bfloat16_as_ushort(__float2bfloat16_rn(x));
 }
+// The first in the lower half.
+__device__ inline uint32_t floats_to_bf16(float first, float second) {
+  const __nv_bfloat162 two = __floats2bfloat162_rn(first, second);
+  return __bfloat16_as_ushort(two.x) | static_cast<uint32_t>(__bfloat16_as_ushort(two.y)) << 16;
+}
+__device__ inline uint32_t floats_to_f16(float first, float second) {
+  const __half2 two = __floats2half2_rn(first, second);
+  return __half_as_ushort(__low2half(two)) |
+         static_cast<uint32_t>(__half_as_ushort(__high2half(two))) << 16;
+}
 
 // Memory that the threads of a block share; it holds nothing yet.
 template <class T>

@@ -33,13 +33,18 @@ def version(nvcc: str) -> str:
 
 
 def readable(symbol: str) -> str:
-    """`gather Convolution 3x3x3 s2` of a mangled name."""
-    kernel, body = re.search(  # type: ignore[misc]
-        r"(gather|grad_weight|add_partials)I(?:NS0_\d+(Convolution|Transposed))?", symbol
+    """`gather Convolution 3x3x3 s2` of a mangled name; with channels last also the width of
+    elements and `pairs`, where the channels of a pair lie beside each other."""
+    kernel, body, rest = re.search(  # type: ignore[misc]
+        r"((?:gather|grad_weight)(?:_rows)?|add_partials)I(?:NS0_\d+([A-Za-z]+)I)?(.*)", symbol
     ).groups()
-    numbers = re.findall(r"Li(\d+)E", symbol)
+    numbers = re.findall(r"Li(\d+)E", rest)
     stride = [f"s{numbers[3]}"] if len(numbers) > 3 else []
-    return " ".join([kernel, *([body] if body else []), "x".join(numbers[:3]), *stride])
+    bits = {"j": ["32 bits"], "t": ["16 bits"]}.get(*re.findall(r"EE([jt])", rest)[:1] or [""], [])
+    pairs = ["pairs"] if "Lb1E" in rest else []
+    return " ".join(
+        [kernel, *([body] if body else []), "x".join(numbers[:3]), *stride, *bits, *pairs]
+    )
 
 
 def resources(nvcc: str, architecture: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -3,6 +3,7 @@
 
 #include "check.h"
 #include "cuda/depthwise_conv3d.cu"
+#include "cuda/depthwise_conv3d_channels_last.cu"
 #include "depthwise_conv3d.h"
 
 namespace vmf::test {
@@ -12,15 +13,17 @@ using Shape = DepthwiseConv3dShape;
 using Ints = std::array<int64_t, 3>;
 
 bool random_shape(Random& random, Shape& s) {
-  const Ints kernel = random.pick<Ints>(
+  Ints kernel = random.pick<Ints>(
       {{3, 3, 3}, {3, 3, 3}, {1, 3, 3}, {5, 3, 3}, {1, 5, 5}, {3, 5, 5}, {5, 5, 5}, {7, 7, 7}});
-  const bool can_stride = kernel[0] * kernel[1] <= 15 && !(kernel[0] == 3 && kernel[1] == 5);
+  if (s.channels_last && random.below(8) == 0) kernel = random.pick<Ints>({{3, 1, 1}, {5, 1, 1}});
+  const bool can_stride =
+      kernel[1] > 1 && kernel[0] * kernel[1] <= 15 && !(kernel[0] == 3 && kernel[1] == 5);
   const int64_t stride = can_stride ? random.pick<int64_t>({1, 2}) : 1;
   s.batch = random.pick<int64_t>({0, 1, 1, 2, 3});
   s.channels = random.pick<int64_t>({1, 2, 3, 5, 8, 17, 24});
   s.multiplier = random.pick<int64_t>({1, 1, 1, 2, 4});
-  s.channels_last = false;
   s.dtype = random.pick({DType::f32, DType::f32, DType::bf16, DType::f16});
+  if (s.channels_last) s.channels = random.pick<int64_t>({2, 2, 4, 18, 54});
   const Ints input = {random.pick<int64_t>({1, 2, 3, 4, 7, 9}),
                       random.pick<int64_t>({1, 2, 3, 5, 8, 13, 20, 37}),
                       random.pick<int64_t>({1, 2, 4, 5, 7, 8, 12, 14, 16, 20, 29, 56, 131, 260})};
@@ -43,8 +46,10 @@ void done(const char* error) {
   if (error != nullptr) fail(error);
 }
 
+template <bool kChannelsLast>
 void run(Random& random) {
   Shape s{};
+  s.channels_last = kChannelsLast;
   if (!random_shape(random, s)) return;
   const int64_t channels = s.channels * s.multiplier, taps = volume(s.kernel);
   const int64_t inputs = s.batch * s.channels * volume(s.input);
@@ -66,12 +71,12 @@ void run(Random& random) {
     grad_w[k].add(g[o] * x[i]);
   });
   for (int64_t o = 0; o < outputs; ++o) {
-    const int64_t c = o / volume(s.output) % channels;
+    const int64_t c = (s.channels_last ? o : o / volume(s.output)) % channels;
     if (bias != nullptr) output[o].add(b[c]);
     grad_b[c].add(g[o]);
   }
   for (int64_t i = 0; bias != nullptr && i < inputs; ++i) {
-    grad_x[i].add(b[i / volume(s.input) % s.channels]);
+    grad_x[i].add(b[(s.channels_last ? i : i / volume(s.input)) % s.channels]);
   }
 
   const cuda::Device device{random.pick({1, 4, 132}), nullptr};
@@ -91,7 +96,8 @@ void run(Random& random) {
   if (random.flip()) grad_weight(nullptr, nullptr);
 }
 
-const Test test("cuda_depthwise_conv3d", run);
+const Test contiguous("cuda_depthwise_conv3d", run<false>);
+const Test channels_last("cuda_depthwise_conv3d_channels_last", run<true>);
 
 }  // namespace
 }  // namespace vmf::test

@@ -20,7 +20,10 @@
 #define __global__
 #define __launch_bounds__(...)
 
-struct uint2 {
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(8) uint2 {
   uint32_t x, y;
 };
 struct alignas(16) uint4 {
@@ -63,6 +66,13 @@ inline uint16_t float_to_f16(float value) {
 inline uint16_t float_to_bf16(float x) {  // of a number, to the nearest, ties to even
   const uint32_t bits = float_to_bits(x);
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+inline uint32_t floats_to_bf16(float first, float second) {
+  return float_to_bf16(first) | static_cast<uint32_t>(float_to_bf16(second)) << 16;
+}
+inline uint32_t floats_to_f16(float first, float second) {
+  return float_to_f16(first) | static_cast<uint32_t>(float_to_f16(second)) << 16;
 }
 
 // Tells AddressSanitizer, if it is there, which stack is in use.

@@ -26,7 +26,7 @@ SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all"
 CASES = 250
 OPS = ["depthwise_conv3d", "dynamic_relu", "few_key_attention", "few_query_attention"]
 # Kernels of csrc/cuda that fibers run on the CPU, whatever its instruction set.
-CUDA = ["cuda_depthwise_conv3d"]
+CUDA = ["cuda_depthwise_conv3d", "cuda_depthwise_conv3d_channels_last"]
 MUST_FAIL = {"step_beyond": "AddressSanitizer: heap-buffer-overflow", "overflow": "runtime error"}
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 import vmf_kernels
 from vmf_kernels import _cuda, use_backend
 from vmf_kernels.backends import OPS
+from vmf_kernels.layout import to_layout
 from vmf_kernels.ops.depthwise_conv3d import cuda, library, reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,9 +31,8 @@ def library_of_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     if cxx is None:
         pytest.skip("there is no g++")
     path = tmp_path_factory.mktemp("cuda") / "libvmf_cuda.so"
-    sources = [
-        str(ROOT / "csrc" / "cuda" / name) for name in ("exports.cpp", "depthwise_conv3d.cu")
-    ]
+    folder = ROOT / "csrc" / "cuda"
+    sources = [str(path) for path in (folder / "exports.cpp", *sorted(folder.glob("*.cu")))]
     includes = [f"-I{ROOT / p}" for p in ("csrc", "csrc/include", "tests/csrc")]
     command = [cxx, *FLAGS, *includes, "-x", "c++", *sources, "-o", str(path)]
     subprocess.run(command, check=True)
@@ -45,37 +45,42 @@ def library_of_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     _cuda.functions.cache_clear()
 
 
-def samples(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Input, weight, bias and output's gradient, some of them not contiguous."""
-    input = torch.randn(2, 3, 4, 6, 8, dtype=dtype).transpose(0, 1).contiguous().transpose(0, 1)
-    weight, bias = torch.randn(6, 1, 3, 3, 3, dtype=dtype), torch.randn(12, dtype=dtype)[::2]
+def samples(dtype: torch.dtype, last: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Input, weight, bias and output's gradient, some of them not dense."""
+    input = torch.randn(2, 4, 4, 6, 8, dtype=dtype).transpose(0, 1).contiguous().transpose(0, 1)
+    if last:
+        input = torch.randn(2, 4, 6, 8, 6, dtype=dtype)[..., 1:5].movedim(-1, 1)
+    weight, bias = torch.randn(8, 1, 3, 3, 3, dtype=dtype), torch.randn(16, dtype=dtype)[::2]
     output = reference.depthwise_conv3d(input, weight, bias, *GEOMETRY)
-    return input, weight, bias, torch.randn_like(output)
+    return input, weight, bias, to_layout(torch.randn_like(output), last)
 
 
 @pytest.mark.usefixtures("library_of_host")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_launchers(dtype: torch.dtype) -> None:
-    input, weight, bias, grad = samples(dtype)
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_launchers(last: bool, dtype: torch.dtype) -> None:
+    input, weight, bias, grad = samples(dtype, last)
     size, kernel = list(input.shape), list(weight.shape[2:])
     assert cuda.refuses(input, weight, bias, *GEOMETRY) is None
     assert cuda.transpose_refuses(grad, weight, None, size, *GEOMETRY) is None
     assert cuda.grad_weight_refuses(grad, input, kernel, *GEOMETRY) is None
 
     def check(ours: Tensor, theirs: Tensor) -> None:
-        assert ours.dtype == dtype and ours.is_contiguous()
-        torch.testing.assert_close(ours, theirs.contiguous())
+        order = torch.channels_last_3d if last and ours.shape[1] > 1 else torch.contiguous_format
+        assert ours.dtype == dtype and ours.is_contiguous(memory_format=order)
+        torch.testing.assert_close(ours, theirs)
 
     forward = (input, weight, bias, *GEOMETRY)
     check(cuda.depthwise_conv3d(*forward), reference.depthwise_conv3d(*forward))
-    for b in (None, bias[:3]):
+    for b in (None, bias[:4]):
         back = (grad, weight, b, size, *GEOMETRY)
         theirs = reference.depthwise_conv_transpose3d(*back)
         check(cuda.depthwise_conv_transpose3d(*back), theirs)
     sums = (grad, input, kernel, *GEOMETRY)
     expected = reference.depthwise_conv3d_grad_weight(*sums)
     for ours, theirs in zip(cuda.depthwise_conv3d_grad_weight(*sums), expected, strict=True):
-        check(ours, theirs)
+        assert ours.is_contiguous()
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.usefixtures("library_of_host")
@@ -115,16 +120,24 @@ def test_gradients_are_those_of_the_same_kernels(monkeypatch: pytest.MonkeyPatch
         ({"dilation": (1, 2, 1)}, "for kernels 1x3x3"),
         ({"stride": (2, 2, 2)}, "for kernels 1x3x3"),
         ({"dtype": torch.float64}, None),  # which the backend's own check says
-        ({"format": torch.channels_last_3d}, "contiguous"),
+        ({"format": torch.channels_last_3d}, None),
+        ({"format": torch.channels_last_3d, "kernel": (3, 1, 1)}, None),
+        ({"format": torch.channels_last_3d, "dtype": torch.bfloat16}, None),
+        (
+            {"format": torch.channels_last_3d, "dtype": torch.bfloat16, "channels": 3},
+            "the number of channels must be even",
+        ),
+        ({"format": torch.channels_last_3d, "multiplier": 400}, "the channel multiplier"),
         ({"batch": 0}, "with elements"),
         ({"multiplier": 200}, "the channel multiplier is too large"),
     ],
 )
 def test_what_the_kernels_are_not_for(change: dict[str, object], reason: str | None) -> None:
-    shape = (change.get("batch", 1), 2, 4, 6, 8)
+    channels = change.get("channels", 2)
+    shape = (change.get("batch", 1), channels, 4, 6, 8)
     input = torch.zeros(shape, dtype=change.get("dtype", torch.float32))  # type: ignore[call-overload]
     input = input.contiguous(memory_format=change.get("format", torch.contiguous_format))
-    kernel, outputs = change.get("kernel", (3, 3, 3)), 2 * change.get("multiplier", 1)  # type: ignore[operator]
+    kernel, outputs = change.get("kernel", (3, 3, 3)), channels * change.get("multiplier", 1)  # type: ignore[operator]
     weight = input.new_zeros((outputs, 1, *kernel))  # type: ignore[misc]
     geometry = (change.get("stride", (1, 1, 1)), (1,) * 6, change.get("dilation", (1, 1, 1)))
     told = cuda.refuses(input, weight, None, *geometry)
@@ -164,19 +177,22 @@ ON_A_GPU = [
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("multiplier", [1, 2])
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize(("kernel", "stride", "size", "channels"), ON_A_GPU)
 def test_numbers_on_a_gpu(
     kernel: tuple[int, int, int],
     stride: int,
     size: tuple[int, int, int],
     channels: int,
+    last: bool,
     multiplier: int,
     dtype: torch.dtype,
 ) -> None:
     """Output and gradients against the reference in double precision; the same bits twice."""
     if reason := _cuda.missing():
         pytest.skip(reason)
-    x = torch.randn(2, channels, *size, device="cuda", dtype=dtype)
+    channels += last and channels % 2
+    x = to_layout(torch.randn(2, channels, *size, device="cuda", dtype=dtype), last)
     weight = torch.randn(channels * multiplier, 1, *kernel, device="cuda", dtype=dtype)
     bias = torch.randn(channels * multiplier, device="cuda", dtype=dtype)
     settings = ((1, stride, stride), tuple(k // 2 for k in kernel))

@@ -1,4 +1,4 @@
-"""The CUDA C++ kernels (csrc/cuda/depthwise_conv3d.cu): contiguous tensors, usual kernel sizes."""
+"""The CUDA C++ kernels (csrc/cuda/depthwise_conv3d*.cu): usual kernel sizes, both layouts."""
 
 import ctypes
 import functools
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vmf_kernels import _cuda
-from vmf_kernels.layout import is_channels_last
+from vmf_kernels.layout import empty_in_layout, is_channels_last, to_layout
 from vmf_kernels.ops.depthwise_conv3d.geometry import output_size
 
 Triple = tuple[int, ...]  # T, H, W
@@ -70,10 +70,11 @@ def _pointer(tensor: Tensor | None) -> int | None:
 def _launch(
     name: str, shape: Any, input: Tensor, weight: Tensor, bias: Tensor | None, size: Any
 ) -> Tensor:
-    """Runs one direction's function of the library on contiguous tensors."""
-    input, weight = input.contiguous(), weight.contiguous()
+    """Runs one direction's function of the library on dense tensors."""
+    last = is_channels_last(input)
+    input, weight = to_layout(input, last), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
-    output = input.new_empty(size)
+    output = empty_in_layout(input, tuple(size), last)
     _cuda.run(name, shape, *map(_pointer, (input, weight, bias, output)), *_cuda.device(input))
     return output
 
@@ -116,7 +117,8 @@ def depthwise_conv3d_grad_weight(
 ) -> tuple[Tensor, Tensor]:
     """Launches the kernel of the sums, and the sum of its parts."""
     shape = _shape(input, input.shape, grad_output.shape, kernel_size, stride, padding, dilation)
-    grad_output, input = grad_output.contiguous(), input.contiguous()
+    last = is_channels_last(input)
+    grad_output, input = to_layout(grad_output, last), to_layout(input, last)
     channels = grad_output.shape[1]
     grad_weight = input.new_empty((channels, 1, *kernel_size))
     grad_bias = input.new_empty((channels,))
