@@ -35,7 +35,7 @@ struct Crossover {
 };
 
 // In bfloat16, where the CPU multiplies it: oneDNN's kernels for that are ahead of ours, which
-// widen every value, in mid-sized calls. Measured on Zen 5 only.
+// widen every value, in mid-sized calls.
 inline bool slower_in_bfloat16(const Crossover& c) {
 #if defined(__x86_64__)
   static const bool native = __builtin_cpu_supports("avx512bf16");
@@ -43,10 +43,14 @@ inline bool slower_in_bfloat16(const Crossover& c) {
   constexpr bool native = false;
 #endif
   if (!native || !c.avx512 || (c.taps > 1 && c.positions < 10 * 10)) return false;
-  if (c.idle_lanes) return c.elements >= 300000 && (c.taps == 1 || c.positions >= 28 * 28);
+  if (c.idle_lanes) {
+    return c.elements >= 300000 && (c.taps == 1 || c.positions >= 28 * 28) &&
+           (!c.several_threads || c.kernel_t * c.taps > 9);
+  }
   if (c.taps > 9 || c.taps == 1) return false;
   const bool early = !c.several_threads && c.kernel_t <= 3;
-  return c.elements >= (early ? 350000 : 1250000) && (c.kernel_t > 1 || c.elements <= 2500000);
+  const int64_t most = early || c.kernel_t == 1 ? 2000000 : 2500000;
+  return c.elements >= (early ? 610000 : 1250000) && c.elements <= most;
 }
 
 // Why PyTorch's forward is faster for this call; null if it is not.
@@ -63,13 +67,14 @@ inline const char* slower_than_pytorch(const DepthwiseConv3dShape& s) {
   const Crossover c(s);
   if (s.dtype == DType::bf16) {
     return slower_in_bfloat16(c)
-               ? "PyTorch is faster here: this CPU multiplies bfloat16 (0.25 to 0.98 of its speed)"
+               ? "PyTorch is faster here: this CPU multiplies bfloat16 (0.4 to 0.98 of its speed)"
                : nullptr;
   }
   if (s.dtype != DType::f32) return nullptr;  // oneDNN has no such kernel
-  const bool packed = c.idle_lanes && c.kernel_t * c.taps == 27;
-  return packed && c.positions >= 28 * 28 && c.elements >= 250000
-             ? "PyTorch is faster here: channels that leave lanes idle are packed (0.6 to 0.85 of "
+  const bool packed = c.idle_lanes && c.taps > 1;
+  const int64_t least = c.kernel_t * c.taps == 27 ? 250000 : 400000;
+  return packed && c.positions >= 28 * 28 && c.elements >= least
+             ? "PyTorch is faster here: channels that leave lanes idle are packed (0.6 to 0.95 of "
                "its speed)"
              : nullptr;
 }
