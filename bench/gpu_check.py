@@ -105,6 +105,10 @@ def steps(folder: str) -> list[Step]:
     return [
         *found,
         Step("call overhead", ((*bench, "--suite", "overhead", "--out", folder),)),
+        Step(
+            "parts of a convolution's training step",
+            ((python, "-m", "bench.parts", "--device", "cuda", "--out", f"{folder}/parts.csv"),),
+        ),
         Step("every op", ((*bench, "--skip-tests", "--out", folder),)),
         Step(
             "networks",

@@ -49,7 +49,7 @@ inline bool slower_in_bfloat16(const Crossover& c) {
   }
   if (c.taps > 9 || c.taps == 1) return false;
   const bool early = !c.several_threads && c.kernel_t <= 3;
-  const int64_t most = early || c.kernel_t == 1 ? 2000000 : 2500000;
+  const int64_t most = early || c.kernel_t == 1 ? 2000000 : 3400000;
   return c.elements >= (early ? 610000 : 1250000) && c.elements <= most;
 }
 

@@ -1,0 +1,169 @@
+"""`python -m bench.parts`: each part of a training step of `depthwise_conv3d`, timed alone.
+
+Forward, input gradient and weight gradient of every kind of kernels and of PyTorch, in both
+layouts, beside the time of one pass over what the part reads and writes: where the time of a
+training step goes, and which kernels a part should be left to.
+"""
+
+import argparse
+import csv
+import io
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import machine
+from bench.arguments import expression, positive
+from bench.cases import DepthwiseCase
+from bench.files import write_atomically
+from bench.op import LAYOUTS, evenly
+from bench.ops.depthwise_conv3d import BENCH
+from bench.options import DTYPES
+from bench.timing import CudaClock, Effort, cpu_clock, geomean, interleave
+from vmf_kernels import _cuda, _extension, _triton
+from vmf_kernels.ops.depthwise_conv3d.library import CUDA_OPERATORS, OPERATORS
+
+PARTS = ("forward", "input gradient", "weight gradient")
+COLUMNS = ("case", "dtype", "layout", "part", "kernels", "us", "passes")
+EFFORT = Effort(
+    seconds=0.0, rounds=5, most_rounds=5, slow_factor=1e9, sample_seconds=1e-3, most_calls=4
+)
+ONE = (1, 1, 1)
+Key = tuple[str, str, str]  # layout, part, kernels
+
+
+def kinds(device: str) -> dict[str, Any]:
+    """The operators of each kind of kernels on a device; PyTorch's stand for themselves."""
+    found: dict[str, Any] = {"pytorch": None}
+    if device == "cpu" and _extension._C is not None:
+        found["cpu"] = OPERATORS
+    if device == "cuda" and _triton.missing() is None:
+        found["triton"] = OPERATORS
+    if device == "cuda" and _cuda.missing() is None:
+        found["cuda"] = CUDA_OPERATORS
+    return found
+
+
+def calls(
+    case: DepthwiseCase, dtype: torch.dtype, device: str
+) -> Iterator[tuple[Key, Callable[[], Any]]]:
+    """Every part by every kind of kernels that runs it; each has run once."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        tensors = [t.to(dtype) for t in BENCH.inputs(case)]
+    output = (case.batch, case.out_channels, *case.output_size)
+    grad = torch.randn(output, device=device).to(dtype)
+    weight, kernel = tensors[1], list(case.kernel)
+    geometry = (case.stride, tuple(p for p in case.padding for _ in range(2)), ONE)
+    for layout, order in LAYOUTS.items():
+        x, g = (t.contiguous(memory_format=order) for t in (tensors[0], grad))
+        for name, operators in kinds(device).items():
+            runs = _pytorch(case, x, weight, g)
+            if operators is not None:
+                forward = (operators.forward, (x, weight, None, *geometry))
+                back = (operators.transpose, (g, weight, None, list(x.shape), *geometry))
+                sums = (operators.grad_weight, (g, x, kernel, *geometry))
+                runs = tuple(partial(f, *arguments) for f, arguments in (forward, back, sums))
+            for part, run in zip(PARTS, runs, strict=True):
+                try:
+                    run()
+                except NotImplementedError:  # these kernels are not for it
+                    continue
+                yield (layout, part, name), run
+
+
+def _pytorch(case: DepthwiseCase, x: Any, weight: Any, grad: Any) -> tuple[Callable[[], Any], ...]:
+    settings = (case.stride, case.padding, ONE)
+
+    def backward(*wanted: bool) -> Callable[[], Any]:
+        return lambda: torch.ops.aten.convolution_backward(
+            grad, x, weight, None, *settings, False, [0, 0, 0], case.in_channels, wanted
+        )
+
+    return (
+        lambda: torch.nn.functional.conv3d(x, weight, None, *settings, groups=case.in_channels),
+        backward(True, False, False),
+        backward(False, True, False),
+    )
+
+
+def measure(case: DepthwiseCase, dtype: torch.dtype, device: str, clock: Any, copy: float) -> Any:
+    """The rows of one case, where a copy moves `copy` bytes a second."""
+    with torch.no_grad():
+        work = dict(calls(case, dtype, device))
+        times = interleave(work, clock, EFFORT)
+    sizes = (
+        (case.batch * case.in_channels, *case.size),
+        (
+            case.batch * case.out_channels,
+            *case.output_size,
+        ),
+    )
+    elements = sum(torch.Size(size).numel() for size in sizes)
+    one_pass = elements * dtype.itemsize / copy
+    for layout, part, name in work:
+        seconds = times.median((layout, part, name))
+        values = (str(case), str(dtype).removeprefix("torch."), layout, part, name)
+        texts = (*values, f"{seconds * 1e6:.1f}", f"{seconds / one_pass:.2f}")
+        yield dict(zip(COLUMNS, texts, strict=True))
+
+
+def summary(rows: Sequence[dict[str, str]]) -> str:
+    """Passes over the memory that each part takes, the geometric mean of all layers."""
+    grouped: dict[tuple[str, ...], list[float]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("dtype", "part", "layout", "kernels"))
+        grouped.setdefault(key, []).append(float(row["passes"]))
+    lines = ["dtype     part             layout            kernels  layers  passes"]
+    for (dtype, part, layout, name), passes in sorted(grouped.items()):
+        lines.append(
+            f"{dtype:9} {part:16} {layout:17} {name:8} {len(passes):6}  {geomean(passes):6.2f}"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures, prints a line for each part and a summary, and writes every row."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.parts",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (cpu)")
+    parser.add_argument("--dtype", choices=DTYPES, action="append", help="may be repeated (all)")
+    parser.add_argument("--only", type=expression, default=re.compile(""), metavar="REGEX")
+    parser.add_argument("--sample", type=positive, default=16, metavar="N", help="layers (16)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write every row as CSV")
+    arguments = parser.parse_args(argv)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device")
+    chosen = [case for case in BENCH.cases() if arguments.only.search(str(case))]
+    if not chosen:
+        parser.error(f"--only: no layer matches (got {arguments.only.pattern!r})")
+    clock = CudaClock() if arguments.device == "cuda" else cpu_clock
+    copy = machine.measure_roofline(arguments.device).memory_bandwidth
+    print(f"a copy: {copy / 1e9:.0f} GB/s")
+    rows = []
+    for case in evenly(chosen, arguments.sample):
+        for name in arguments.dtype or DTYPES:
+            for row in measure(case, DTYPES[name], arguments.device, clock, copy):
+                rows.append(row)
+                print(*row.values(), sep="  ", flush=True)
+    print(summary(rows))
+    if arguments.out:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(arguments.out, text.getvalue())
+        print(f"wrote {arguments.out}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

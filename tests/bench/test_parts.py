@@ -1,0 +1,43 @@
+"""Parts of a training step, timed alone."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import parts
+from bench.ops.depthwise_conv3d import BENCH
+
+SMALL = r"vmf_151m_8x112 4x768x8x4x4 "
+
+
+def test_every_part_computes_what_pytorch_does(monkeypatch):
+    case = next(c for c in BENCH.cases() if str(c).startswith(SMALL))
+    found = dict(parts.calls(case, torch.float32, "cpu"))
+    kinds = parts.kinds("cpu")
+    assert "pytorch" in kinds and len(found) == 2 * len(parts.PARTS) * len(kinds)
+    for layout, part, name in found:
+        ours, theirs = found[layout, part, name](), found[layout, part, "pytorch"]()
+        pick = {"forward": None, "input gradient": 0, "weight gradient": 1}[part]
+        ours = ours[0] if part == "weight gradient" and name != "pytorch" else ours
+        if pick is not None:
+            theirs = theirs[pick]
+            ours = ours[pick] if name == "pytorch" else ours
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_writes_a_row_for_each_part(tmp_path: Path, capsys):
+    path = tmp_path / "parts.csv"
+    arguments = ["--only", SMALL, "--dtype", "float32", "--sample", "1", "--out", str(path)]
+    assert parts.main(arguments) == 0
+    rows = list(csv.DictReader(path.open()))
+    assert {row["part"] for row in rows} == set(parts.PARTS)
+    assert all(float(row["us"]) > 0 and float(row["passes"]) > 0 for row in rows)
+    assert "passes" in capsys.readouterr().out
+
+
+def test_no_layer_is_an_error(capsys):
+    with pytest.raises(SystemExit):
+        parts.main(["--only", "no such layer"])
+    assert "no layer matches" in capsys.readouterr().err
