@@ -7,6 +7,8 @@
 // all taps of a row, in T and in W, from registers.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/depthwise_conv3d_partials.cuh"
 #include "cuda/depthwise_conv3d_window.cuh"
 
@@ -390,10 +392,8 @@ struct RowGradWeight {
   static constexpr int kColumns = Body::kT * Body::kW <= kMost ? Body::kW : (Body::kW + 1) / 2;
   static constexpr int kFit = kMost / (Body::kT * kColumns);
   static constexpr int kRows = kFit < 1 ? 1 : kFit < Body::kH ? kFit : Body::kH;
-  static constexpr int kResults =  // of an item
-      Body::kT > 5                        ? 3
-      : Body::kT > 3 || Body::kStride > 1 ? 4
-                                          : 7;
+  static constexpr bool kFewResults = Body::kT > 3 || Body::kStride > 1;
+  static constexpr int kResults = Body::kT > 5 ? 3 : kFewResults ? 4 : 7;  // of an item
   static constexpr int kReadColumns = (kResults - 1) * Body::kStride + kColumns;
   static constexpr int kAtOnce = 16;  // sums of a thread in shared memory
 
@@ -402,7 +402,7 @@ struct RowGradWeight {
   };
 };
 
-// kBeside: as `beside` and `grad_beside`, both.
+// kBeside: whether both `beside` and `grad_beside` hold.
 template <class Body, class Bits, bool kBeside>
 __global__ void __launch_bounds__(kThreads, kBeside ? 3 : 2)
     grad_weight_rows(RowGradWeightShape s) {
