@@ -1,8 +1,9 @@
 """`python -m bench.parts`: each part of a training step of `depthwise_conv3d`, timed alone.
 
 Forward, input gradient and weight gradient of every kind of kernels and of PyTorch, in both
-layouts, beside the time of one pass over what the part reads and writes: where the time of a
-training step goes, and which kernels a part should be left to.
+layouts, beside the time of one pass over what the part reads and writes, at the speed of a copy far
+larger than the caches (below 1 where a CPU's caches hold it): where the time of a training step
+goes, and which kernels a part should be left to.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from vmf_kernels import _cuda, _extension, _triton
 from vmf_kernels.ops.depthwise_conv3d.library import CUDA_OPERATORS, OPERATORS
 
 PARTS = ("forward", "input gradient", "weight gradient")
-COLUMNS = ("case", "dtype", "layout", "part", "kernels", "us", "passes")
+COLUMNS = ("case", "dtype", "layout", "part", "kernels", "us", "pass_us")
 EFFORT = Effort(
     seconds=0.0, rounds=5, most_rounds=5, slow_factor=1e9, sample_seconds=1e-3, most_calls=4
 )
@@ -63,18 +64,27 @@ def calls(
     for layout, order in LAYOUTS.items():
         x, g = (t.contiguous(memory_format=order) for t in (tensors[0], grad))
         for name, operators in kinds(device).items():
-            runs = _pytorch(case, x, weight, g)
+            runs: tuple[Callable[[], Any] | None, ...] = _pytorch(case, x, weight, g)
             if operators is not None:
-                forward = (operators.forward, (x, weight, None, *geometry))
-                back = (operators.transpose, (g, weight, None, list(x.shape), *geometry))
-                sums = (operators.grad_weight, (g, x, kernel, *geometry))
-                runs = tuple(partial(f, *arguments) for f, arguments in (forward, back, sums))
+                runs = tuple(
+                    _operator(operator, device, arguments)
+                    for operator, arguments in (
+                        (operators.forward, (x, weight, None, *geometry)),
+                        (operators.transpose, (g, weight, None, list(x.shape), *geometry)),
+                        (operators.grad_weight, (g, x, kernel, *geometry)),
+                    )
+                )
             for part, run in zip(PARTS, runs, strict=True):
-                try:
+                if run is not None:
                     run()
-                except NotImplementedError:  # these kernels are not for it
-                    continue
-                yield (layout, part, name), run
+                    yield (layout, part, name), run
+
+
+def _operator(operator: Any, device: str, arguments: tuple[Any, ...]) -> Callable[[], Any] | None:
+    """A call of an operator; None where its reference would run instead of its kernels."""
+    if device == "cuda" and operator.refusal(*arguments):
+        return None
+    return partial(operator, *arguments)
 
 
 def _pytorch(case: DepthwiseCase, x: Any, weight: Any, grad: Any) -> tuple[Callable[[], Any], ...]:
@@ -109,21 +119,30 @@ def measure(case: DepthwiseCase, dtype: torch.dtype, device: str, clock: Any, co
     for layout, part, name in work:
         seconds = times.median((layout, part, name))
         values = (str(case), str(dtype).removeprefix("torch."), layout, part, name)
-        texts = (*values, f"{seconds * 1e6:.1f}", f"{seconds / one_pass:.2f}")
+        texts = (*values, f"{seconds * 1e6:.1f}", f"{one_pass * 1e6:.3f}")
         yield dict(zip(COLUMNS, texts, strict=True))
 
 
 def summary(rows: Sequence[dict[str, str]]) -> str:
-    """Passes over the memory that each part takes, the geometric mean of all layers."""
-    grouped: dict[tuple[str, ...], list[float]] = {}
+    """Passes over the memory that each part takes, on the layers that all kinds of kernels ran.
+
+    Of each the geometric mean of the layers, and all their time over that of all passes: in small
+    layers the launch counts as much as the memory.
+    """
+    grouped: dict[tuple[str, ...], dict[str, dict[str, tuple[float, float]]]] = {}
     for row in rows:
-        key = tuple(row[name] for name in ("dtype", "part", "layout", "kernels"))
-        grouped.setdefault(key, []).append(float(row["passes"]))
-    lines = ["dtype     part             layout            kernels  layers  passes"]
-    for (dtype, part, layout, name), passes in sorted(grouped.items()):
-        lines.append(
-            f"{dtype:9} {part:16} {layout:17} {name:8} {len(passes):6}  {geomean(passes):6.2f}"
-        )
+        key = tuple(row[name] for name in ("dtype", "part", "layout"))
+        times = (float(row["us"]), float(row["pass_us"]))
+        grouped.setdefault(key, {}).setdefault(row["kernels"], {})[row["case"]] = times
+    lines = ["dtype     part             layout            kernels  layers   mean  by time"]
+    for (dtype, part, layout), kinds_ in sorted(grouped.items()):
+        shared = set.intersection(*(set(cases) for cases in kinds_.values()))
+        for name, cases in kinds_.items() if shared else ():
+            found = [cases[case] for case in shared]
+            mean = geomean([us / one for us, one in found])
+            by_time = sum(us for us, _ in found) / sum(one for _, one in found)
+            what = f"{dtype:9} {part:16} {layout:17} {name:8}"
+            lines.append(f"{what} {len(found):6} {mean:6.2f} {by_time:8.2f}")
     return "\n".join(lines)
 
 

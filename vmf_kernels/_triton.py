@@ -107,8 +107,12 @@ class Launcher:
         self.refuses = refuses
         self.launch: Callable[..., Any] | None = None
 
+    def refusal(self, tensor: torch.Tensor, *rest: Any) -> str | None:
+        """Why the reference runs a call, or None."""
+        return self.missing() or wrong_dtype(tensor) or self.refuses(tensor, *rest)
+
     def __call__(self, tensor: torch.Tensor, *rest: Any) -> Any:
-        if self.missing() or wrong_dtype(tensor) or self.refuses(tensor, *rest):
+        if self.refusal(tensor, *rest):
             return self.reference(tensor, *rest)
         if self.launch is None:
             self.launch = getattr(import_module(self.module), self.name)

@@ -84,6 +84,10 @@ class Operator:
                     return self._function.apply(*args)
         return self.below_autograd(*args)
 
+    def refusal(self, *args: Any) -> str | None:
+        """Why GPU kernels leave a call of the operator itself to the reference, or None."""
+        return "it has none" if self._launcher is None else self._launcher.refusal(*args)
+
     def below_autograd(self, *args: Any) -> Any:
         """The op without its gradient, and without PyTorch's dispatcher where nothing listens."""
         if _triton.INTERPRETED and self._launcher is not None and _triton.interpreting():

@@ -30,7 +30,7 @@ bool beside(DType dtype, Pairing pairing, const void* data) {
          reinterpret_cast<uintptr_t>(data) % bytes == 0;
 }
 
-// What items are made for: steps of T, H and W, those of W `width` an item.
+// What is divided: samples, frames, rows of items and items in a row.
 struct Steps {
   int64_t batch, frames, rows, columns;
   int least_frames;  // that an item should have, since it reads more than those
@@ -41,7 +41,7 @@ const char* plan(const Steps& steps, int64_t pairs, int64_t most_pairs, int proc
   tiling.pair_tiles = static_cast<int>(divide_up(pairs, most_pairs));
   tiling.pairs = static_cast<int>(divide_up(pairs, tiling.pair_tiles));
   tiling.items = kThreads / tiling.pairs;
-  tiling.row_tiles = static_cast<int>(divide_up(steps.rows, kMostRows));
+  tiling.row_tiles = static_cast<int>(std::max<int64_t>(divide_up(steps.rows, kMostRows), 1));
   tiling.rows = static_cast<int>(divide_up(steps.rows, tiling.row_tiles));
   tiling.columns = static_cast<int>(steps.columns);
   const int64_t items = steps.batch * tiling.row_tiles * tiling.rows * tiling.columns;
@@ -54,7 +54,7 @@ const char* plan(const Steps& steps, int64_t pairs, int64_t most_pairs, int proc
   tiling.time = static_cast<int>(divide_up(frames, parts));
   tiling.time_tiles = static_cast<int>(divide_up(steps.frames, tiling.time));
   tiling.count = items * tiling.time_tiles;
-  return tiling.count > kMost || tiling.slots() * tiling.pair_tiles > kMost ? kSize : nullptr;
+  return tiling.count > kMost || tiling.rounds() * tiling.pair_tiles > kMost ? kSize : nullptr;
 }
 
 template <class Body>
@@ -116,7 +116,7 @@ const char* convolve_as(const DepthwiseConv3dShape& s, bool transposed, const vo
   shape.bias = bias;
   shape.to = to;
   shape.beside = beside(s.dtype, shape.pairing, from);
-  const int64_t blocks = shape.tiling.slots() * shape.tiling.pair_tiles;
+  const int64_t blocks = shape.tiling.rounds() * shape.tiling.pair_tiles;
   return s.dtype == DType::f32 ? run_gather<Body, uint32_t>(shape, blocks, device.stream)
                                : run_gather<Body, uint16_t>(shape, blocks, device.stream);
 }
@@ -141,12 +141,14 @@ const char* grad_weight_shape(const DepthwiseConv3dShape& s, int processors,
                            divide_up(shape.result.channels, kPair), RowGather<Body>::kMostPairs,
                            static_cast<int>(divide_up(processors, groups)), shape.tiling);
   if (error != nullptr) return error;
-  // Enough blocks for all multiprocessors; more would only leave more to add up.
-  const int64_t beside = int64_t{groups} * shape.tiling.pair_tiles;
-  const int64_t wanted = divide_up(int64_t{kBlocksWanted} * processors, beside);
-  shape.slots = std::min(shape.tiling.slots(), wanted);
-  shape.sums.count = shape.slots;
-  return shape.slots * beside > kMost ? kSize : nullptr;
+  // Enough blocks for all multiprocessors, with as many rounds each; more would only leave more to
+  // add up.
+  const int64_t groups_beside = int64_t{groups} * shape.tiling.pair_tiles;
+  const int64_t wanted = divide_up(int64_t{kBlocksWanted} * processors, groups_beside);
+  const int64_t rounds = std::max<int64_t>(shape.tiling.rounds(), 1);
+  shape.shares = divide_up(shape.tiling.rounds(), divide_up(rounds, wanted));
+  shape.sums.count = shape.shares;
+  return shape.shares * groups_beside > kMost ? kSize : nullptr;
 }
 
 template <class F, class Bits>
@@ -165,7 +167,7 @@ const char* grad_weight_of(const DepthwiseConv3dShape& s, const void* grad_outpu
   shape.sums.grad_weight = grad_weight;
   shape.sums.grad_bias = grad_bias;
   const int64_t blocks =
-      shape.slots * shape.row_groups * shape.column_groups * shape.tiling.pair_tiles;
+      shape.shares * shape.row_groups * shape.column_groups * shape.tiling.pair_tiles;
   if (blocks > 0) {
     const bool both = shape.beside && shape.grad_beside;
     error =

@@ -25,7 +25,7 @@ struct Features {
   __host__ __device__ int64_t sample() const { return size[0] * frame(); }
 };
 
-// How blocks divide the work: a block has `pairs` pairs of channels of `items` items.
+// How blocks divide the work: a block has `pairs` pairs of channels of `items` items at a time.
 struct ItemTiling {
   int pairs, pair_tiles, items;
   int rows, row_tiles;   // items below each other, which are neighbours in a block
@@ -33,7 +33,7 @@ struct ItemTiling {
   int time, time_tiles;  // frames of an item
   int64_t count;         // of all items
 
-  __host__ __device__ int64_t slots() const { return (count + items - 1) / items; }
+  __host__ __device__ int64_t rounds() const { return (count + items - 1) / items; }
 };
 
 // Where an item is.
@@ -52,12 +52,12 @@ struct Item {
   }
 };
 
-// Where a thread is in its block, and the first of its channels.
+// Which of its block's items and pairs a thread has, and the first of its channels.
 struct Lane {
-  int slot, pair, channel;
+  int item, pair, channel;
 
   __device__ Lane(const ItemTiling& tiling, int pair_tile) {
-    slot = static_cast<int>(threadIdx.x) / tiling.pairs;
+    item = static_cast<int>(threadIdx.x) / tiling.pairs;
     pair = static_cast<int>(threadIdx.x) % tiling.pairs;
     channel = (pair_tile * tiling.pairs + pair) * kPair;
   }
@@ -188,7 +188,7 @@ struct RowConvolution {
 // kColumns results.
 template <int KT, int KH, int KW>
 struct RowTransposed {
-  static constexpr int kT = KT, kH = KH, kW = KW, kStride = 1;
+  static constexpr int kT = KT, kH = KH, kW = KW;
   static constexpr int kColumns = KT > 3 ? 2 : 4;
   static constexpr int kResultRows = 2, kResultColumns = 2 * kColumns;
   static constexpr int kResults = kResultRows * kResultColumns;
@@ -250,11 +250,13 @@ struct RowGather {
   // A tap's weights are followed by two floats, so that those who write taps below each other do
   // not all meet in one bank.
   static constexpr int kPad = 2;
-  // Of a block, in floats.
-  static constexpr int kWeights = kFewTaps ? 6144 : kTaps * (kPair * kMostPairs + kPad);
+  // Of a block, in floats: one filter a channel, and what all its repeats together may take.
+  static constexpr int kOneFilter = kTaps * (kPair * kMostPairs + kPad);
+  static constexpr int kWeights = kOneFilter < 6144 ? 6144 : kOneFilter;
 
-  struct Shared {
-    alignas(16) float weight[kWeights];
+  template <bool kInRegisters>
+  struct Shared {  // little, since the first-level cache has the rest
+    alignas(16) float weight[kInRegisters ? kOneFilter : kWeights];
     float2 bias[kMostPairs];
   };
 };
@@ -283,7 +285,7 @@ template <class Body, class Bits, bool kInRegisters>
 __global__ void __launch_bounds__(kThreads, RowGather<Body>::kBlocks)
     gather_rows(RowGatherShape s) {
   constexpr int KT = Body::kT, taps = RowGather<Body>::kTaps;
-  auto& shared = shared_memory<typename RowGather<Body>::Shared>();
+  auto& shared = shared_memory<typename RowGather<Body>::template Shared<kInRegisters>>();
   const ItemTiling& tiling = s.tiling;
   const int pair_tile = static_cast<int>(blockIdx.x % tiling.pair_tiles);
   const int64_t block = blockIdx.x / tiling.pair_tiles;
@@ -291,7 +293,7 @@ __global__ void __launch_bounds__(kThreads, RowGather<Body>::kBlocks)
   const int pitch = block_channels + RowGather<Body>::kPad;
   read_weights<Body>(s, pair_tile * block_channels, block_channels, pitch, shared.weight);
   const Lane lane(tiling, pair_tile);
-  if (lane.slot == 0 && lane.channel < s.result.channels) {
+  if (lane.item == 0 && lane.channel < s.result.channels) {
     shared.bias[lane.pair] = {};
     if (s.bias != nullptr) {
       shared.bias[lane.pair] = {load(s.bias, lane.channel, s.dtype),
@@ -300,8 +302,8 @@ __global__ void __launch_bounds__(kThreads, RowGather<Body>::kBlocks)
   }
   __syncthreads();
 
-  const int64_t index = block * tiling.items + lane.slot;
-  if (lane.slot >= tiling.items || index >= tiling.count) return;
+  const int64_t index = block * tiling.items + lane.item;
+  if (lane.item >= tiling.items || index >= tiling.count) return;
   if (lane.channel >= s.result.channels) return;
   const Item item(tiling, static_cast<int>(index));
   if (item.row >= s.steps) return;
@@ -381,16 +383,16 @@ struct RowGradWeightShape {
   bool beside, grad_beside;  // the channels of a pair, where they are read
   int padding[3];
   int row_groups, column_groups;  // of taps: blocks beside each other have one each
-  int64_t slots;                  // blocks that divide the items between them
+  int64_t shares;                 // blocks that divide the items between them
   ItemTiling tiling;
 };
 
 // Which taps one block sums up, so that a thread's sums fit into registers.
 template <class Body>
 struct RowGradWeight {
-  static constexpr int kMost = 28;
-  static constexpr int kColumns = Body::kT * Body::kW <= kMost ? Body::kW : (Body::kW + 1) / 2;
-  static constexpr int kFit = kMost / (Body::kT * kColumns);
+  static constexpr int kMostSums = 28;
+  static constexpr int kColumns = Body::kT * Body::kW <= kMostSums ? Body::kW : (Body::kW + 1) / 2;
+  static constexpr int kFit = kMostSums / (Body::kT * kColumns);
   static constexpr int kRows = kFit < 1 ? 1 : kFit < Body::kH ? kFit : Body::kH;
   static constexpr bool kFewResults = Body::kT > 3 || Body::kStride > 1;
   static constexpr int kResults = Body::kT > 5 ? 3 : kFewResults ? 4 : 7;  // of an item
@@ -417,17 +419,17 @@ __global__ void __launch_bounds__(kThreads, kBeside ? 3 : 2)
   const int first_x = static_cast<int>(block % s.column_groups) * columns;
   block /= s.column_groups;
   const int first_y = static_cast<int>(block % s.row_groups) * rows;
-  const int64_t block_slot = block / s.row_groups;
+  const int64_t share = block / s.row_groups;
   const Lane lane(tiling, pair_tile);
-  const bool idle = lane.slot >= tiling.items || lane.channel >= s.result.channels;
+  const bool idle = lane.item >= tiling.items || lane.channel >= s.result.channels;
   const DType dtype = s.sums.dtype;
   const int64_t channel = s.pairing.source(lane.channel);
   const int apart = static_cast<int>(s.pairing.source(lane.channel + 1) - channel);
 
   float sum[KT][rows][columns][kPair] = {};
   float sum_bias[kPair] = {};
-  for (int64_t i = block_slot * tiling.items + lane.slot; !idle && i < tiling.count;
-       i += s.slots * tiling.items) {
+  for (int64_t i = share * tiling.items + lane.item; !idle && i < tiling.count;
+       i += s.shares * tiling.items) {
     const Item item(tiling, static_cast<int>(i));
     if (item.row >= s.result.size[1]) continue;
     const int row = item.row * Body::kStride - s.padding[1] + first_y;
@@ -501,7 +503,7 @@ __global__ void __launch_bounds__(kThreads, kBeside ? 3 : 2)
     }
     for (int step = half; step > 0; step /= 2) {
       __syncthreads();
-      if (idle || lane.slot >= step || lane.slot + step >= tiling.items) continue;
+      if (idle || lane.item >= step || lane.item + step >= tiling.items) continue;
 #pragma unroll
       for (int i = 0; i < Form::kAtOnce; ++i) {
         if (first + i < count) {
@@ -509,13 +511,13 @@ __global__ void __launch_bounds__(kThreads, kBeside ? 3 : 2)
         }
       }
     }
-    if (idle || lane.slot > 0) continue;
+    if (idle || lane.item > 0) continue;
 #pragma unroll
     for (int i = 0; i < Form::kAtOnce; ++i) {
       const int tap = (first + i) / kPair, v = (first + i) % kPair;
       const int k = tap / columns / rows, y = first_y + tap / columns % rows,
                 x = first_x + tap % columns;
-      float* const to = s.sums.of(block_slot, lane.channel + v, taps);
+      float* const to = s.sums.of(share, lane.channel + v, taps);
       if (tap < KT * rows * columns) {
         if (y < KH && x < KW) to[(k * KH + y) * KW + x] = shared.sums[i][thread];
       } else if (first + i < count && first_y == 0 && first_x == 0) {

@@ -1,4 +1,5 @@
-// The functions of vmf/cuda_depthwise_conv3d.h for tensors with channels last.
+// The functions of vmf/cuda_depthwise_conv3d.h for tensors with channels last. The others are for
+// what `refuses` does not refuse, and write where pairs may be written: 8 bytes, of 16 bits 4.
 #pragma once
 
 #include "vmf/cuda_depthwise_conv3d.h"

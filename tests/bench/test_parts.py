@@ -33,8 +33,35 @@ def test_a_run_writes_a_row_for_each_part(tmp_path: Path, capsys):
     assert parts.main(arguments) == 0
     rows = list(csv.DictReader(path.open()))
     assert {row["part"] for row in rows} == set(parts.PARTS)
-    assert all(float(row["us"]) > 0 and float(row["passes"]) > 0 for row in rows)
-    assert "passes" in capsys.readouterr().out
+    assert all(float(row["us"]) > 0 and float(row["pass_us"]) > 0 for row in rows)
+    assert "by time" in capsys.readouterr().out
+
+
+class Refusing:
+    """An operator whose kernels are not for the call."""
+
+    def refusal(self, *arguments):
+        return "not for it"
+
+    def __call__(self, *arguments):
+        raise AssertionError("the reference would be timed")
+
+
+def test_what_kernels_leave_to_the_reference_is_not_timed():
+    assert parts._operator(Refusing(), "cuda", ()) is None
+
+
+def test_kinds_are_compared_on_the_layers_that_all_ran():
+    names = ("float32", "contiguous", "forward")
+    rows = [
+        dict(zip(parts.COLUMNS, (case, *names, kind, us, "2"), strict=True))
+        for case, kind, us in (("a", "x", "4"), ("a", "y", "6"), ("b", "x", "100"))
+    ]
+    lines = parts.summary(rows).splitlines()[1:]
+    assert [line.split()[3:] for line in lines] == [
+        ["x", "1", "2.00", "2.00"],
+        ["y", "1", "3.00", "3.00"],
+    ]
 
 
 def test_no_layer_is_an_error(capsys):

@@ -21,7 +21,7 @@ bool random_shape(Random& random, Shape& s) {
   const int64_t stride = can_stride ? random.pick<int64_t>({1, 2}) : 1;
   s.batch = random.pick<int64_t>({0, 1, 1, 2, 3});
   s.channels = random.pick<int64_t>({1, 2, 3, 5, 8, 17, 24});
-  s.multiplier = random.pick<int64_t>({1, 1, 1, 2, 4});
+  s.multiplier = random.pick<int64_t>({1, 1, 1, 2, 3, 4});
   s.dtype = random.pick({DType::f32, DType::f32, DType::bf16, DType::f16});
   if (s.channels_last) s.channels = random.pick<int64_t>({2, 2, 4, 18, 54});
   const Ints input = {random.pick<int64_t>({1, 2, 3, 4, 7, 9}),

@@ -206,6 +206,13 @@ def test_numbers_on_a_gpu(
         grads = torch.autograd.grad(output, leaves, grad.to(output.dtype))
         return [output.detach(), *grads]
 
+    same = (list(kernel), *settings[:1], tuple(p for p in settings[1] for _ in range(2)), (1,) * 3)
+    for operator, arguments in (  # else the reference would run, and agree with itself
+        (library.CUDA_OPERATORS.forward, (x, weight, bias, *same[1:])),
+        (library.CUDA_OPERATORS.transpose, (grad, weight, None, list(x.shape), *same[1:])),
+        (library.CUDA_OPERATORS.grad_weight, (to_layout(grad, last), x, *same)),
+    ):
+        assert operator.refusal(*arguments) is None
     ours = training("cuda", x, weight, bias)
     theirs = training("reference", x.double(), weight.double(), bias.double())
     tolerance = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]

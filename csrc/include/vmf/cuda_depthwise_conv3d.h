@@ -1,5 +1,5 @@
 // Depthwise 3D convolution on a CUDA device: forward, transposed, and the gradients of weight and
-// bias, of contiguous (N, C, T, H, W) tensors. No torch.
+// bias, of (N, C, T, H, W) tensors, contiguous or channels last. No torch.
 //
 // Each function enqueues its kernels on a stream (a cudaStream_t) and returns null, or what is
 // wrong.
