@@ -65,9 +65,9 @@ def cannot_run(refuses: Callable[..., str | None]) -> Callable[..., Exception | 
     return predicate
 
 
-def not_timed(*prepared: Any) -> str:
+def not_chosen(*prepared: Any) -> str:
     """Why "auto" does not choose a kernel."""
-    return "its CUDA C++ kernel has not been timed on a GPU yet"
+    return "its CUDA C++ kernel is not chosen yet, only asked for"
 
 
 def run(name: str, *arguments: Any) -> None:

@@ -47,7 +47,7 @@ class Refusing:
         raise AssertionError("the reference would be timed")
 
 
-def test_what_kernels_leave_to_the_reference_is_not_timed():
+def test_what_kernels_leave_to_the_reference_is_not_chosen():
     assert parts._operator(Refusing(), "cuda", ()) is None
 
 

@@ -123,7 +123,7 @@ OP = Op(
             _cuda.cannot_run(cuda.refuses),
             unbatched(library.CUDA_OPERATORS.forward),
             "cuda",
-            _cuda.not_timed,
+            _cuda.not_chosen,
         ),
         Backend("pytorch", pytorch_is_not_faster, unbatched(reference.pytorch), "cpu"),
         Backend("reference", always, unbatched(reference.depthwise_conv3d)),

@@ -187,7 +187,7 @@ OP = Op(
             _by_gradient(_cuda.cannot_run(_refuses(cuda.transpose_refuses))),
             dispatch.unbatched(functools.partial(_run, operators=library.CUDA_OPERATORS)),
             "cuda",
-            _cuda.not_timed,
+            _cuda.not_chosen,
         ),
         Backend("reference", always, dispatch.unbatched(reference.depthwise_conv_transpose3d)),
     ),
