@@ -6,7 +6,6 @@ of csrc/bindings/depthwise_conv3d_crossover.h come from its rows; tests hold the
 
 import argparse
 import csv
-import io
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ import torch
 from bench import isa, machine
 from bench.cases import DepthwiseCase, Triple
 from bench.contenders import Call
-from bench.files import write_atomically
+from bench.files import write_csv
 from bench.op import CHANNELS_LAST
 from bench.ops.depthwise_conv3d import BENCH, EAGER
 from bench.timing import Effort, cpu_clock, interleave
@@ -117,12 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found.append(row)
         if float(row["ratio"]) < 1:
             print(*row.values(), file=sys.stderr)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(kept + found)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.getvalue())
+    write_csv(path, COLUMNS, kept + found)
     print(f"wrote {path}", file=sys.stderr)
     return 0
 

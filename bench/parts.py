@@ -7,9 +7,7 @@ goes, and which kernels a part should be left to.
 """
 
 import argparse
-import csv
-import io
-import re
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -21,19 +19,16 @@ import torch
 from bench import machine
 from bench.arguments import expression, positive
 from bench.cases import DepthwiseCase
-from bench.files import write_atomically
+from bench.files import write_csv
 from bench.op import LAYOUTS, evenly
 from bench.ops.depthwise_conv3d import BENCH
 from bench.options import DTYPES
-from bench.timing import CudaClock, Effort, cpu_clock, geomean, interleave
+from bench.timing import KERNELS, Clock, CudaClock, cpu_clock, geomean, interleave
 from vmf_kernels import _cuda, _extension, _triton
 from vmf_kernels.ops.depthwise_conv3d.library import CUDA_OPERATORS, OPERATORS
 
 PARTS = ("forward", "input gradient", "weight gradient")
 COLUMNS = ("case", "dtype", "layout", "part", "kernels", "us", "pass_us")
-EFFORT = Effort(
-    seconds=0.0, rounds=5, most_rounds=5, slow_factor=1e9, sample_seconds=1e-3, most_calls=4
-)
 ONE = (1, 1, 1)
 Key = tuple[str, str, str]  # layout, part, kernels
 
@@ -102,20 +97,16 @@ def _pytorch(case: DepthwiseCase, x: Any, weight: Any, grad: Any) -> tuple[Calla
     )
 
 
-def measure(case: DepthwiseCase, dtype: torch.dtype, device: str, clock: Any, copy: float) -> Any:
+def measure(
+    case: DepthwiseCase, dtype: torch.dtype, device: str, clock: Clock, copy: float
+) -> Iterator[dict[str, str]]:
     """The rows of one case, where a copy moves `copy` bytes a second."""
     with torch.no_grad():
         work = dict(calls(case, dtype, device))
-        times = interleave(work, clock, EFFORT)
-    sizes = (
-        (case.batch * case.in_channels, *case.size),
-        (
-            case.batch * case.out_channels,
-            *case.output_size,
-        ),
-    )
-    elements = sum(torch.Size(size).numel() for size in sizes)
-    one_pass = elements * dtype.itemsize / copy
+        times = interleave(work, clock, KERNELS)
+    inputs = case.batch * case.in_channels * math.prod(case.size)
+    outputs = case.batch * case.out_channels * math.prod(case.output_size)
+    one_pass = (inputs + outputs) * dtype.itemsize / copy
     for layout, part, name in work:
         seconds = times.median((layout, part, name))
         values = (str(case), str(dtype).removeprefix("torch."), layout, part, name)
@@ -155,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (cpu)")
     parser.add_argument("--dtype", choices=DTYPES, action="append", help="may be repeated (all)")
-    parser.add_argument("--only", type=expression, default=re.compile(""), metavar="REGEX")
+    parser.add_argument("--only", type=expression, default="", metavar="REGEX")
     parser.add_argument("--sample", type=positive, default=16, metavar="N", help="layers (16)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write every row as CSV")
     arguments = parser.parse_args(argv)
@@ -175,11 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(*row.values(), sep="  ", flush=True)
     print(summary(rows))
     if arguments.out:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(arguments.out, text.getvalue())
+        write_csv(arguments.out, COLUMNS, rows)
         print(f"wrote {arguments.out}", file=sys.stderr)
     return 0
 

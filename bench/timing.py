@@ -45,6 +45,11 @@ FULL = Effort()
 # Nobody else is on a GPU, and its clock has no jitter of the host's.
 CUDA = Effort(seconds=0.1, rounds=7, most_rounds=20, sample_seconds=1e-3, most_calls=4)
 
+# Single kernels, many of them, none of which leaves early.
+KERNELS = Effort(
+    seconds=0.0, rounds=5, most_rounds=5, slow_factor=1e9, sample_seconds=1e-3, most_calls=4
+)
+
 
 class Clock(Protocol):
     """Times `calls` calls on one kind of device; returns the median of their seconds."""

@@ -7,8 +7,6 @@ that: one round moves each size by one step.
 """
 
 import argparse
-import csv
-import io
 import json
 import re
 import subprocess
@@ -24,17 +22,14 @@ from bench import machine
 from bench.arguments import expression
 from bench.cases import Case
 from bench.contenders import Call
-from bench.files import write_atomically
+from bench.files import write_csv
 from bench.op import CHANNELS_LAST, LAYOUTS, OpBench, evenly
 from bench.ops import BENCHES
-from bench.timing import CudaClock, Effort, geomean, interleave
+from bench.timing import KERNELS, CudaClock, geomean, interleave
 from vmf_kernels import tiles, use_backend
 
 DTYPES = (torch.bfloat16, torch.float32)
 FORWARD_KERNELS = ("forward", "gather")
-EFFORT = Effort(
-    seconds=0.0, rounds=5, most_rounds=5, slow_factor=1e9, sample_seconds=1e-3, most_calls=4
-)
 MOST_WARPS = 16
 # What counts as faster: less is noise, or one layer's luck.
 WORTH_IT = 0.97
@@ -133,7 +128,7 @@ def measure(kind: Kind, sample: int, clock: CudaClock) -> list[dict[str, Any]]:
         grouped.setdefault(case, []).append((sizes, call))
     rows = []
     for case, options in grouped.items():
-        times = interleave({i: call for i, (_, call) in enumerate(options)}, clock, EFFORT)
+        times = interleave({i: call for i, (_, call) in enumerate(options)}, clock, KERNELS)
         for i, (sizes, _) in enumerate(options):
             rows.append(
                 {
@@ -215,11 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows += found
         print(report(kind, found), flush=True)
     if arguments.out:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(arguments.out, text.getvalue())
+        write_csv(arguments.out, list(rows[0]), rows)
     return 0
 
 

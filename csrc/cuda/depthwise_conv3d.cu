@@ -202,8 +202,9 @@ const char* run_gather(const DepthwiseConv3dShape& s, bool transposed, const voi
 
 const char* depthwise_conv3d_refuses(const DepthwiseConv3dShape& s) {
   if (is_large(s)) return kSize;
-  if (s.batch * volume(s.output) == 0)
-    return with_form(s, [](auto) { return static_cast<const char*>(nullptr); });
+  if (s.batch * volume(s.output) == 0) {
+    return with_form(s, [](auto) -> const char* { return nullptr; });
+  }
   if (s.channels_last) return channels_last::refuses(s);
   return with_kernels(s, [&]<class Forward, class Backward>(Forward, Backward) {
     GatherShape forward{}, backward{};

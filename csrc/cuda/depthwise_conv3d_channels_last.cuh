@@ -33,7 +33,7 @@ struct ItemTiling {
   int time, time_tiles;  // frames of an item
   int64_t count;         // of all items
 
-  __host__ __device__ int64_t rounds() const { return (count + items - 1) / items; }
+  __host__ __device__ int64_t rounds() const { return divide_up(count, items); }
 };
 
 // Where an item is.

@@ -190,7 +190,7 @@ def test_the_worker_answers_line_by_line():
     assert replies[2]["seconds"] > 0
 
 
-def test_wrong_numbers_are_told_and_not_chosen(capsys, monkeypatch):
+def test_wrong_numbers_are_told_and_not_timed(capsys, monkeypatch):
     def dynamic_relu(*inputs):
         return 2 * worker.vmf_kernels.dynamic_relu(*inputs)
 
