@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vmf_kernels._triton import wrong_dtype
+from vmf_kernels.backends import current_backend
 
 PATH = Path(__file__).with_name("libvmf_cuda.so")
 DTYPES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # as in csrc/include/vmf/dtype.h
@@ -56,6 +57,8 @@ def cannot_run(refuses: Callable[..., str | None]) -> Callable[..., Exception | 
     def predicate(tensor: Any, *rest: Any) -> Exception | None:
         if not tensor.is_cuda:
             return NotImplementedError(f"it runs on CUDA (got a tensor on {tensor.device})")
+        if torch.compiler.is_compiling() and current_backend() == "auto":
+            return NotImplementedError("compiled code chooses its kernels when it runs")
         if reason := missing():
             return RuntimeError(reason)
         if reason := wrong_dtype(tensor) or refuses(tensor, *rest):
@@ -63,11 +66,6 @@ def cannot_run(refuses: Callable[..., str | None]) -> Callable[..., Exception | 
         return None
 
     return predicate
-
-
-def not_chosen(*prepared: Any) -> str:
-    """Why "auto" does not choose a kernel."""
-    return "its CUDA C++ kernel is not chosen yet, only asked for"
 
 
 def run(name: str, *arguments: Any) -> None:

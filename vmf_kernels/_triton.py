@@ -3,13 +3,11 @@
 import importlib.util
 import os
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import torch
 
 from vmf_kernels.backends import current_backend
-from vmf_kernels.checks import without_autocast
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Triton's own switch: kernels run in Python, on CPU tensors. Slow; for tests.
@@ -78,63 +76,3 @@ def attention_refuses(features: Any, tokens: Any, num_heads: int) -> str | None:
     if 0 in features.shape or 0 in tokens.shape:
         return "it is for tensors with elements"
     return None
-
-
-class Launcher:
-    """An operator's launcher of GPU kernels: same arguments, imported by the first call.
-
-    What the kernels do not cover (as a compiled graph or a direct call of the operator may ask
-    for) runs through the reference.
-
-    Args:
-        module: where the launcher stands.
-        name: the launcher's.
-        reference: the same in plain PyTorch.
-        refuses: takes the operator's arguments; what is not covered, in words.
-        missing: why these kernels cannot run here, or None.
-    """
-
-    def __init__(
-        self,
-        module: str,
-        name: str,
-        reference: Callable[..., Any],
-        refuses: Callable[..., str | None],
-        missing: Callable[[], str | None],
-    ) -> None:
-        self.module, self.name, self.missing = module, name, missing
-        self.reference = without_autocast(reference)
-        self.refuses = refuses
-        self.launch: Callable[..., Any] | None = None
-
-    def refusal(self, tensor: torch.Tensor, *rest: Any) -> str | None:
-        """Why the reference runs a call, or None."""
-        return self.missing() or wrong_dtype(tensor) or self.refuses(tensor, *rest)
-
-    def __call__(self, tensor: torch.Tensor, *rest: Any) -> Any:
-        if self.refusal(tensor, *rest):
-            return self.reference(tensor, *rest)
-        if self.launch is None:
-            self.launch = getattr(import_module(self.module), self.name)
-        if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
-            return self.launch(tensor, *rest)
-        with torch.cuda.device(tensor.device):
-            return self.launch(tensor, *rest)
-
-
-def goes_straight(args: tuple[Any, ...]) -> bool:
-    """Whether an eager call may go to its launcher without PyTorch's dispatcher.
-
-    Plain CUDA tensors may while nothing listens: no mode, no tracer, no subclass.
-    """
-    if not args[0].is_cuda:
-        return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
-        return False
-    return (
-        all(type(arg) in _PLAIN for arg in args if isinstance(arg, torch.Tensor))
-        and not torch.overrides._is_torch_function_mode_enabled()
-    )
-
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)

@@ -7,9 +7,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch._C import _is_any_autocast_enabled
 from torch.compiler import is_compiling
 
-from vmf_kernels import _extension
+from vmf_kernels import _extension, _runs, tiles
 from vmf_kernels.checks import without_autocast
 
 NAMES = ("auto", "reference", "cpu", "triton", "cuda")
@@ -35,6 +36,8 @@ class Backend:
         slower: takes the same arguments; says in words why a later backend was measured to be
             faster for them, or returns None. Only "auto" asks.
         how: takes the same arguments; says in words how its kernels are set for them.
+        auto: what "auto" runs in place of `run`, if anything: the same, but for gradients that
+            need not be this backend's.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Backend:
     device: str | None = None
     slower: Callable[..., str | None] = lambda *prepared: None
     how: Callable[..., str] = lambda *prepared: ""
+    auto: Callable[..., Any] | None = None
 
 
 class Op:
@@ -61,6 +65,7 @@ class Op:
     ) -> None:
         self.name = name
         self.prepare = prepare
+        self._runs = _runs.Runs()
         self.backends = tuple(
             # Kernels compute in the dtypes that they get; PyTorch under autocast would not.
             replace(b, run=without_autocast(b.run)) if b.name in IN_PYTORCH else b
@@ -80,13 +85,50 @@ class Op:
         else:
             extends.extension = self
 
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """Fastest first."""
+        return self._backends
+
+    @backends.setter
+    def backends(self, backends: tuple[Backend, ...]) -> None:
+        self._backends = backends
+        self._runs.clear()  # others may be chosen now
+
     def __call__(self, *args: Any) -> Any:
         if not is_compiling():
+            if getattr(args[0], "is_cuda", False):
+                return self._on_gpu(*args)
             infer = self._infer.get(_forced.get())  # a wrong name has none, and is told below
             if infer is not None and (output := infer(*args)) is not None:
                 return output
+        return self._run(*args)
+
+    def _on_gpu(self, *args: Any) -> Any:
+        """Calls of one kind are prepared once; then each is as short as the launch allows."""
+        if tiles.are_forced() or _is_any_autocast_enabled() or _runs.someone_listens():
+            return self._run(*args)
+        key = _runs.call_key(args)
+        run = self._runs.get((_forced.get(), key))
+        if run is not None:
+            return run(*args)
         prepared = self.prepare(*args)
-        return self.select(*prepared).run(*prepared)
+        run = self._choose(*prepared)
+        kept = _runs.without_preparing(run, args, prepared)
+        if key is not None and kept is not None:
+            self._runs.keep((_forced.get(), key), kept)
+        return run(*prepared)
+
+    def _run(self, *args: Any) -> Any:
+        prepared = self.prepare(*args)
+        return self._choose(*prepared)(*prepared)
+
+    def _choose(self, *prepared: Any) -> Callable[..., Any]:
+        """What runs these arguments."""
+        backend = self.select(*prepared)
+        if backend.auto is not None and current_backend() == "auto":
+            return backend.auto
+        return backend.run
 
     def select(self, *prepared: Any) -> Backend:
         """The backend that runs these arguments.

@@ -1,6 +1,9 @@
 """Memory formats, told by strides alone: channels first (contiguous) or channels last."""
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +35,40 @@ def empty_in_layout(features: Tensor, shape: tuple[int, ...], channels_last: boo
     if channels_last:
         return features.new_empty((shape[0], *shape[2:], shape[1])).movedim(-1, 1)
     return features.new_empty(shape)
+
+
+def maker(
+    features: Tensor,
+    shape: Sequence[int],
+    channels_last: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Callable[[], Tensor]:
+    """Of uninitialised tensors, dense in the given order; faster than to work that out each time.
+
+    Args:
+        features: whose device and, if None is given, dtype they have.
+        shape: (B, C, *spatial), none of them 0; without channels last any.
+    """
+    order = [*range(len(shape))]
+    if channels_last:
+        order.append(order.pop(1))
+    strides, step = [1] * len(shape), 1
+    for dim in reversed(order):
+        strides[dim] = step
+        step *= shape[dim]
+    of: Any = {"dtype": dtype or features.dtype, "device": features.device}
+    return partial(torch.empty_strided, tuple(shape), tuple(strides), **of)
+
+
+def densifier(features: Tensor, channels_last: bool) -> Callable[[Tensor], Tensor]:
+    """`to_layout` for tensors with the sizes and strides of `features`."""
+    if features.movedim(1, -1).is_contiguous() if channels_last else features.is_contiguous():
+        return _itself
+    return partial(to_layout, channels_last=channels_last)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def widen(tensor: Tensor) -> Tensor:

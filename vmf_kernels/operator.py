@@ -15,7 +15,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from vmf_kernels import _extension, _triton
+from vmf_kernels import _extension, _gpu, _runs, _triton
 from vmf_kernels.checks import without_autocast
 
 NAMESPACE = "vmf_kernels"
@@ -31,11 +31,8 @@ class Operator:
         flops: `(shapes and arguments of the schema..., out_shape) -> int`.
         setup_context: `(ctx, inputs, output)`, as in `torch.library.register_autograd`.
         backward: `(ctx, *grad_outputs) -> gradients of all inputs`, from differentiable ops.
-        kernels: the module with a launcher of the operator's name (or of `launcher`), for CUDA
-            tensors.
-        refuses: takes the schema's arguments; says which its kernels do not cover.
-        missing: says why these kernels cannot run here, or None.
-        launcher: its name.
+        kernels: for CUDA tensors, the kinds there are, those asked first in front.
+        launcher: the name of their launchers, where it is not the operator's.
     """
 
     def __init__(
@@ -47,9 +44,7 @@ class Operator:
         flops: Callable[..., int],
         setup_context: Callable[..., None],
         backward: Callable[..., Any],
-        kernels: str | None = None,
-        refuses: Callable[..., str | None] = lambda *args: None,
-        missing: Callable[[], str | None] = _triton.missing,
+        kernels: tuple[_gpu.Kernels, ...] = (),
         launcher: str | None = None,
     ) -> None:
         self.name = schema.partition("(")[0]
@@ -62,10 +57,8 @@ class Operator:
         register_flop_formula(packet)(_flops_from_shapes(flops))
         self.op = packet.default
         self._launcher = None
-        if kernels is not None:
-            self._launcher = _triton.Launcher(
-                kernels, launcher or self.name, reference, refuses, missing
-            )
+        if kernels:
+            self._launcher = _gpu.Launcher(launcher or self.name, kernels, reference)
             torch.library.impl(qualified, "CUDA", self._launcher)
         self._direct = getattr(_extension._C, self.name, None)
         self._function = _function(self, setup_context, backward)
@@ -88,16 +81,20 @@ class Operator:
         """Why GPU kernels leave a call of the operator itself to the reference, or None."""
         return "it has none" if self._launcher is None else self._launcher.refusal(*args)
 
+    def plan(self, *args: Any) -> _runs.Run | None:
+        """What runs calls like this one without gradients; None where no GPU kernel may."""
+        return None if self._launcher is None else self._launcher.plan(*args)
+
     def below_autograd(self, *args: Any) -> Any:
         """The op without its gradient, and without PyTorch's dispatcher where nothing listens."""
         if _triton.INTERPRETED and self._launcher is not None and _triton.interpreting():
+            return self._launcher(*args)
+        if self._launcher is not None and _gpu.goes_straight(args):
             return self._launcher(*args)
         if self._direct is not None:
             output = self._direct(*args)
             if output is not None:
                 return output
-        if self._launcher is not None and _triton.goes_straight(args):
-            return self._launcher(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return self.op(*args)
 

@@ -7,10 +7,10 @@ it is that. The first row whose conditions all hold is used. Nothing is tuned at
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, wraps
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -58,21 +58,9 @@ def forced(tiles: Forced) -> Iterator[None]:
         _forced = before
 
 
-def planned(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Keeps what `make` makes of its arguments, apart for each `forced`."""
-
-    @lru_cache(maxsize=4096)
-    def kept(forced: Any, *key: Any) -> Any:
-        return make(*key)
-
-    @wraps(make)
-    def plan(*key: Any) -> Any:
-        if _forced is None:
-            return kept(None, *key)
-        frozen = ((name, *sizes.items()) for name, sizes in _forced.items())
-        return kept(tuple(frozen), *key)
-
-    return plan
+def are_forced() -> bool:
+    """Whether some are, so that nothing kept from before may be used."""
+    return _forced is not None
 
 
 def choose(

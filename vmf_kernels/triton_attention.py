@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from vmf_kernels import tiles
+from vmf_kernels.layout import is_channels_last
 from vmf_kernels.tiles import ceil_div, power_of_2
 
 MOST_ROWS, MOST_COLUMNS = 32, 256  # of a matrix of tokens, where one head needs less
@@ -104,18 +106,11 @@ class Plan:
         return self.batch * (self.heads // self.group) * self.splits
 
 
-def plan(
-    op: str,
-    kernel: str,
-    shape: tuple[int, ...],
-    tokens: int,
-    heads: int,
-    last: bool,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Plan:
-    """The cut of a call whose features have this shape, dtype, layout and place."""
-    batch, channels, positions = shape[0], shape[1], math.prod(shape[2:])
+def plan(op: str, kernel: str, features: Tensor, tokens_of: Tensor, heads: int) -> Plan:
+    """The cut of a call with features (B, C, *spatial) and tokens (B, M, C)."""
+    last, dtype, device = is_channels_last(features), features.dtype, features.device
+    batch, channels, positions = *features.shape[:2], math.prod(features.shape[2:])
+    tokens = tokens_of.shape[1]
     depth = channels // heads
     mp = power_of_2(tokens)
     group = 1

@@ -1,5 +1,6 @@
 """What the Triton kernels of several ops share. Imports Triton: only launchers import this."""
 
+from collections.abc import Callable
 from typing import Any
 
 import triton
@@ -19,9 +20,10 @@ OPTIONS = {"enable_fp_fusion": True}
 class Launch:
     """A kernel with everything but its tensors, which come first among its arguments.
 
-    Triton looks at every argument of every launch anew, some 20 us of Python. All that it looks
-    for is the same whenever a launch of one `Launch` has tensors of the same dtypes whose
-    addresses are multiples of 16, so what it compiled is kept and started directly.
+    Triton looks at every argument of every launch anew, some 20 us of Python. A `Launch` is part of
+    a run (vmf_kernels/_runs.py), whose tensors always have the same dtypes, device and alignment to
+    16 bytes: what Triton compiled for the first is right for all, is kept, and is started directly,
+    with addresses in place of tensors, which need no second look.
 
     Args:
         kernel: compiled by the first launch.
@@ -37,22 +39,20 @@ class Launch:
         self.kernel, self.programs, self.scalars = kernel, programs, scalars
         self.constants, self.warps = constants, warps
         self.rest = (*scalars, *constants.values())
-        self.started: dict[Any, Any] = {}
+        self.start: Callable[..., None] | None = None
 
     def __call__(self, *tensors: Tensor | None) -> None:
-        if not isinstance(self.kernel, JITFunction) or tensors[0].device.type != "cuda":  # type: ignore[union-attr]
-            self.compile(*tensors)
+        device = tensors[0].get_device()  # type: ignore[union-attr]
+        if self.start is None:
+            compiled = self.compile(*tensors)
+            if device >= 0 and isinstance(self.kernel, JITFunction):
+                self.function, self.metadata = compiled.function, compiled.packed_metadata
+                self.start = compiled.run
             return
-        key = tuple(t if t is None else (t.dtype, t.data_ptr() % 16) for t in tensors)
-        device = tensors[0].device.index  # type: ignore[union-attr]
-        compiled = self.started.get((device, key))
-        if compiled is None:
-            self.started[device, key] = self.compile(*tensors)
-            return
-        stream = driver.active.get_current_stream(device)
-        compiled.run(
-            self.programs, 1, 1, stream, compiled.function, compiled.packed_metadata,
-            None, None, None, *tensors, *self.rest,
+        addresses = [None if t is None else t.data_ptr() for t in tensors]
+        self.start(
+            self.programs, 1, 1, driver.active.get_current_stream(device), self.function,
+            self.metadata, None, None, None, *addresses, *self.rest,
         )  # fmt: skip
 
     def compile(self, *tensors: Tensor | None) -> Any:
@@ -89,11 +89,3 @@ def sum_launch(splits: int, len_a: int, len_b: int) -> Launch:
     return Launch(
         _sum_splits, programs, splits, len_a, len_b, BLOCK_S=SUM_SPLITS, BLOCK=SUM_BLOCK
     )  # fmt: skip
-
-
-def dense(features: Tensor, channels_last: bool) -> Tensor:
-    """(B, C, *spatial) dense in the given order; itself if it is."""
-    if channels_last:
-        moved = features.movedim(1, -1)
-        return features if moved.is_contiguous() else moved.contiguous().movedim(-1, 1)
-    return features.contiguous()

@@ -1,7 +1,7 @@
 """The CUDA C++ kernels behind their launchers, compiled for the host where fibers are the threads.
 
 What the kernels compute is tested in tests/csrc; here it is the way to them: what is handed over,
-what is refused, and that "auto" leaves them alone until a GPU has timed them.
+what is refused, and when "auto" chooses them.
 """
 
 import shutil
@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import vmf_kernels
-from vmf_kernels import _cuda, use_backend
+from vmf_kernels import _cuda, _triton, use_backend
 from vmf_kernels.backends import OPS
 from vmf_kernels.layout import to_layout
 from vmf_kernels.ops.depthwise_conv3d import cuda, library, reference
@@ -151,10 +152,81 @@ def test_on_a_cpu_the_backend_says_what_it_is_for(name: str) -> None:
     with use_backend("cuda"), pytest.raises(NotImplementedError, match="cannot run this call"):
         function(x, weight)
     backend = next(b for b in OPS[name].backends if b.name == "cuda")
-    assert backend.slower(x, weight) == "its CUDA C++ kernel is not chosen yet, only asked for"
     geometry = (1, 0, 0, 1) if "transpose" in name else (1, 0, 1)
     prepared = OPS[name].prepare(x, weight, None, *geometry)
     assert "it runs on CUDA" in str(backend.cannot_run(*prepared))
+
+
+PARTS = ("depthwise_conv3d", "depthwise_conv_transpose3d", "depthwise_conv3d_grad_weight")
+
+
+def kinds_of(input: Tensor, weight: Tensor, grad: Tensor, stride: int) -> list[str]:
+    """The modules of the kernels that "auto" takes, for each of PARTS."""
+    geometry = ((1, stride, stride), (1,) * 6, (1, 1, 1))
+    operators = library.OPERATORS
+    calls = (
+        (operators.forward, (input, weight, None, *geometry)),
+        (operators.transpose, (grad, weight, None, list(input.shape), *geometry)),
+        (operators.grad_weight, (grad, input, list(weight.shape[2:]), *geometry)),
+    )
+    chosen = [operator._launcher.choose(*args) for operator, args in calls]
+    return [kernels.module.rpartition(".")[2] for kernels in chosen]
+
+
+@pytest.mark.usefixtures("library_of_host")
+@pytest.mark.parametrize(
+    ("last", "kernel", "stride", "multiplier", "expected"),
+    [
+        (False, 3, 1, 1, ["cuda", "cuda", "cuda"]),
+        (False, 3, 2, 4, ["triton", "triton", "triton"]),
+        (True, 3, 1, 1, ["triton", "triton", "cuda"]),
+        (True, 3, 2, 6, ["cuda", "cuda", "cuda"]),
+        (True, 5, 1, 1, ["triton", "triton", "triton"]),  # which nobody has timed
+    ],
+)
+def test_auto_takes_for_each_part_what_was_measured_to_be_faster(
+    last: bool, kernel: int, stride: int, multiplier: int, expected: list[str]
+) -> None:
+    input = to_layout(torch.zeros(1, 2, 6, 8, 8), last)
+    weight = torch.zeros(2 * multiplier, 1, kernel, kernel, kernel)
+    out = F.conv3d(input, weight, stride=(1, stride, stride), padding=1, groups=2)
+    assert kinds_of(input, weight, to_layout(out, last), stride) == expected
+
+
+@pytest.mark.usefixtures("library_of_host")
+def test_auto_takes_them_where_there_is_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_triton, "_FOUND", False)
+    input, weight = torch.zeros(1, 2, 6, 8, 8), torch.zeros(8, 1, 3, 3, 3)
+    assert kinds_of(input, weight, torch.zeros(1, 8, 6, 4, 4), 2) == ["cuda"] * 3
+    prepared = OPS["depthwise_conv3d"].prepare(input, weight, None, (1, 2, 2), 1, 1)
+    backend = next(b for b in OPS["depthwise_conv3d"].backends if b.name == "cuda")
+    assert backend.slower(*prepared) is None
+    monkeypatch.undo()
+    assert "Triton's kernel was measured to be" in str(backend.slower(*prepared))
+
+
+@pytest.mark.usefixtures("library_of_host")
+@pytest.mark.parametrize(("last", "stride"), [(False, 1), (True, 2)])
+def test_public_calls_on_them(last: bool, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU tensors pass for CUDA's, through all of Python but the stream."""
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: -1, raising=False)
+    ran = []
+    run = _cuda.run
+    monkeypatch.setattr(_cuda, "run", lambda name, *args: (ran.append(name), run(name, *args)))
+    settings = ((1, stride, stride), 1)
+    for _ in range(2):
+        input, weight, bias, _ = samples(torch.float32, last)
+        theirs = F.conv3d(input, weight, bias, *settings, groups=4)
+        ours = vmf_kernels.depthwise_conv3d(input, weight, bias, *settings)
+        torch.testing.assert_close(ours, theirs)
+        leaves = [x.detach().clone().requires_grad_() for x in (input, weight, bias)]
+        output = vmf_kernels.depthwise_conv3d(*leaves, *settings)
+        grads = torch.autograd.grad(output.square().sum(), leaves)
+        output = F.conv3d(*leaves, *settings, groups=4)
+        for a, b in zip(grads, torch.autograd.grad(output.square().sum(), leaves), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert ran == [PARTS[0], *PARTS] * 2
 
 
 # Kernel, stride, size and channels: whole frames of several volumes, tiles of rows and of columns,

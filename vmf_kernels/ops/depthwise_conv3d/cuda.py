@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from vmf_kernels import _cuda
-from vmf_kernels.layout import empty_in_layout, is_channels_last, to_layout
+from vmf_kernels._runs import Run, launcher
+from vmf_kernels.layout import densifier, is_channels_last, maker
+from vmf_kernels.ops.depthwise_conv3d import cuda_gains
 from vmf_kernels.ops.depthwise_conv3d.geometry import output_size
 
 Triple = tuple[int, ...]  # T, H, W
@@ -63,22 +65,48 @@ def grad_weight_refuses(
     return _refuses(input, input.shape, grad_output.shape, kernel, stride, padding, dilation)
 
 
+def slower(input: Tensor, weight: Tensor, bias: Any, stride: Any, *rest: Any) -> str | None:
+    """Why "auto" leaves a forward call to Triton, in words, or None."""
+    batch = input if input.dim() == 5 else input.unsqueeze(0)
+    multiplier = weight.shape[0] // batch.shape[1]
+    return cuda_gains.slower("forward", batch, weight.shape[2:], stride, multiplier)
+
+
+def transpose_slower(
+    input: Tensor, weight: Tensor, bias: Any, size: Any, stride: Any, *rest: Any
+) -> str | None:
+    """The same of the transposed convolution."""
+    multiplier = weight.shape[0] // size[1]
+    return cuda_gains.slower("input gradient", input, weight.shape[2:], stride, multiplier)
+
+
+def grad_weight_slower(
+    grad_output: Tensor, input: Tensor, kernel: Any, stride: Any, *rest: Any
+) -> str | None:
+    """The same of the weight's gradient."""
+    multiplier = grad_output.shape[1] // input.shape[1]
+    return cuda_gains.slower("weight gradient", input, kernel, stride, multiplier)
+
+
 def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _launch(
-    name: str, shape: Any, input: Tensor, weight: Tensor, bias: Tensor | None, size: Any
-) -> Tensor:
-    """Runs one direction's function of the library on dense tensors."""
+def _run(name: str, shape: Any, input: Tensor, size: Any) -> Run:
+    """Of one direction's function of the library, for inputs like this one."""
     last = is_channels_last(input)
-    input, weight = to_layout(input, last), weight.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    output = empty_in_layout(input, tuple(size), last)
-    _cuda.run(name, shape, *map(_pointer, (input, weight, bias, output)), *_cuda.device(input))
-    return output
+    dense, new_output = densifier(input, last), maker(input, size, last)
+
+    def run(input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+        output = new_output()
+        tensors = (dense(input), weight.contiguous(), None if bias is None else bias.contiguous())
+        _cuda.run(name, shape, *map(_pointer, (*tensors, output)), *_cuda.device(input))
+        return output
+
+    return run
 
 
+@launcher
 def depthwise_conv3d(
     input: Tensor,
     weight: Tensor,
@@ -86,13 +114,14 @@ def depthwise_conv3d(
     stride: Triple,
     padding: tuple[int, ...],
     dilation: Triple,
-) -> Tensor:
-    """Launches the forward kernel."""
+) -> Run:
+    """The forward kernel."""
     size = output_size(input.shape, weight.shape, stride, padding, dilation)
     shape = _shape(input, input.shape, size, weight.shape[2:], stride, padding, dilation)
-    return _launch("depthwise_conv3d", shape, input, weight, bias, size)
+    return _run("depthwise_conv3d", shape, input, size)
 
 
+@launcher
 def depthwise_conv_transpose3d(
     input: Tensor,
     weight: Tensor,
@@ -101,12 +130,13 @@ def depthwise_conv_transpose3d(
     stride: Triple,
     padding: tuple[int, ...],
     dilation: Triple,
-) -> Tensor:
-    """Launches the kernel of the other direction."""
+) -> Run:
+    """The kernel of the other direction."""
     shape = _shape(input, output_size, input.shape, weight.shape[2:], stride, padding, dilation)
-    return _launch("depthwise_conv_transpose3d", shape, input, weight, bias, output_size)
+    return _run("depthwise_conv_transpose3d", shape, input, output_size)
 
 
+@launcher
 def depthwise_conv3d_grad_weight(
     grad_output: Tensor,
     input: Tensor,
@@ -114,18 +144,23 @@ def depthwise_conv3d_grad_weight(
     stride: Triple,
     padding: tuple[int, ...],
     dilation: Triple,
-) -> tuple[Tensor, Tensor]:
-    """Launches the kernel of the sums, and the sum of its parts."""
+) -> Run:
+    """The kernel of the sums, and the sum of its parts."""
     shape = _shape(input, input.shape, grad_output.shape, kernel_size, stride, padding, dilation)
-    last = is_channels_last(input)
-    grad_output, input = to_layout(grad_output, last), to_layout(input, last)
-    channels = grad_output.shape[1]
-    grad_weight = input.new_empty((channels, 1, *kernel_size))
-    grad_bias = input.new_empty((channels,))
-    processors, stream = _cuda.device(input)
-    size = _cuda.functions()["depthwise_conv3d_grad_weight_scratch"]
-    bytes = size(shape, input.data_ptr(), processors)
-    scratch = torch.empty(bytes, dtype=torch.uint8, device=input.device)
-    pointers = map(_pointer, (grad_output, input, scratch, grad_weight, grad_bias))
-    _cuda.run("depthwise_conv3d_grad_weight", shape, *pointers, processors, stream)
-    return grad_weight, grad_bias
+    last, channels = is_channels_last(input), grad_output.shape[1]
+    dense_grad, dense = densifier(grad_output, last), densifier(input, last)
+    new_weight = maker(input, (channels, 1, *kernel_size))
+    new_bias = maker(input, (channels,))
+    scratch_bytes = _cuda.functions()["depthwise_conv3d_grad_weight_scratch"]
+
+    def run(grad_output: Tensor, input: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+        grad_output, input = dense_grad(grad_output), dense(input)
+        grad_weight, grad_bias = new_weight(), new_bias()
+        processors, stream = _cuda.device(input)
+        size = scratch_bytes(shape, input.data_ptr(), processors)
+        scratch = torch.empty(size, dtype=torch.uint8, device=input.device)
+        pointers = map(_pointer, (grad_output, input, scratch, grad_weight, grad_bias))
+        _cuda.run("depthwise_conv3d_grad_weight", shape, *pointers, processors, stream)
+        return grad_weight, grad_bias
+
+    return run

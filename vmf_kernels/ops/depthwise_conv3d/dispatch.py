@@ -1,6 +1,7 @@
 """How a call is checked, and which backend runs it."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -75,6 +76,11 @@ def unbatched(run: Any) -> Any:
             return run(input.unsqueeze(0), *rest).squeeze(0)
         return run(input, *rest)
 
+    def plan(input: Tensor, *rest: Any) -> Any:
+        return run.plan(input, *rest) if input.dim() == 5 else None
+
+    if hasattr(run, "plan"):
+        wrapper.plan = plan  # type: ignore[attr-defined]
     return wrapper
 
 
@@ -101,6 +107,11 @@ def cpu_slower(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: An
     return reason
 
 
+def unless_alone(slower: Callable[..., str | None]) -> Callable[..., str | None]:
+    """`slower`, of kernels beside Triton's, where there is Triton."""
+    return lambda *prepared: None if _triton.missing() else slower(*prepared)
+
+
 def tile(input: Tensor, weight: Tensor, *rest: Any) -> str:
     """How the Triton kernel's tiles are cut for prepared arguments, and why."""
     features = input if input.dim() == 5 else input.unsqueeze(0)
@@ -113,17 +124,19 @@ OP = Op(
     (
         Backend("cpu", cpu_cannot_run, unbatched(library.depthwise_conv3d), "cpu", cpu_slower),
         Backend(
-            "triton",
-            _triton.cannot_run(library.triton_refuses),
-            unbatched(library.depthwise_conv3d),
-            how=tile,
-        ),
-        Backend(
             "cuda",
             _cuda.cannot_run(cuda.refuses),
             unbatched(library.CUDA_OPERATORS.forward),
             "cuda",
-            _cuda.not_chosen,
+            unless_alone(cuda.slower),
+            auto=unbatched(library.depthwise_conv3d),
+        ),
+        Backend(
+            "triton",
+            _triton.cannot_run(library.triton_refuses),
+            unbatched(library.TRITON_OPERATORS.forward),
+            how=tile,
+            auto=unbatched(library.depthwise_conv3d),
         ),
         Backend("pytorch", pytorch_is_not_faster, unbatched(reference.pytorch), "cpu"),
         Backend("reference", always, unbatched(reference.depthwise_conv3d)),

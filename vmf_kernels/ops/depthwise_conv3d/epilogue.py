@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vmf_kernels import _triton
+from vmf_kernels import _cuda, _triton
 from vmf_kernels.backends import Backend, Op, always
 from vmf_kernels.checks import autocast, check_tensors
 from vmf_kernels.layout import is_channels_last, to_layout, widen
 from vmf_kernels.operator import Operator, differentiate_reference
-from vmf_kernels.ops.depthwise_conv3d import dispatch, library, reference
+from vmf_kernels.ops.depthwise_conv3d import cuda, dispatch, library, reference
 from vmf_kernels.ops.depthwise_conv3d.geometry import NAME, output_size
 from vmf_kernels.ops.dynamic_relu import dynamic_relu
 from vmf_kernels.ops.dynamic_relu import reference as dynamic_relu_reference
@@ -217,10 +217,19 @@ OP = Op(
             _of_convolution(_cpu_slower),
         ),
         Backend(
+            "cuda",
+            _of_convolution(_cuda.cannot_run(cuda.refuses)),
+            _unbatched(_in_steps(library.CUDA_OPERATORS.forward)),
+            "cuda",
+            _of_convolution(dispatch.unless_alone(cuda.slower)),
+            auto=_unbatched(_in_steps(library.depthwise_conv3d)),
+        ),
+        Backend(
             "triton",
             _of_convolution(_triton.cannot_run(library.triton_refuses)),
-            _unbatched(_in_steps(library.depthwise_conv3d)),
+            _unbatched(_in_steps(library.TRITON_OPERATORS.forward)),
             how=_of_convolution(dispatch.tile),
+            auto=_unbatched(_in_steps(library.depthwise_conv3d)),
         ),
         Backend(
             "pytorch",

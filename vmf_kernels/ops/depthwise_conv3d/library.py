@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmf_kernels import _cuda, _triton
+from vmf_kernels import _cuda
+from vmf_kernels._gpu import Kernels
 from vmf_kernels.layout import empty_in_layout, is_channels_last, to_layout
 from vmf_kernels.operator import Operator
 from vmf_kernels.ops.depthwise_conv3d import cuda, reference
@@ -86,19 +87,15 @@ def forward_flops(output_shape: Any, weight_shape: Any) -> int:
 
 
 class Operators:
-    """The three on one kind of kernels.
+    """The three on CPU kernels, if there is no suffix, and on some kinds of GPU kernels.
 
     Args:
         suffix: of their names.
-        kernels: the module with their launchers.
-        refuses: of each of the three, in the order below; take what the operator takes.
-        missing: why these kernels cannot run here, or None.
+        kinds: of GPU kernels, those asked first in front; of each those of the three operators.
     """
 
-    def __init__(
-        self, suffix: str, kernels: str, refuses: tuple[Any, Any, Any], missing: Any
-    ) -> None:
-        shared = {"kernels": kernels, "missing": missing}
+    def __init__(self, suffix: str, *kinds: tuple[Kernels, Kernels, Kernels]) -> None:
+        forward, transpose, grad_weight = zip(*kinds, strict=True)
         self.forward = Operator(
             f"depthwise_conv3d{suffix}(Tensor input, Tensor weight, Tensor? bias, "
             "int[3] stride, int[6] padding, int[3] dilation) -> Tensor",
@@ -107,9 +104,8 @@ class Operators:
             flops=lambda x, w, b, s, p, d, out: forward_flops(out, w),
             setup_context=self._setup,
             backward=self._backward,
-            refuses=refuses[0],
+            kernels=forward,
             launcher="depthwise_conv3d",
-            **shared,
         )
         self.transpose = Operator(
             f"depthwise_conv_transpose3d{suffix}(Tensor input, Tensor weight, Tensor? bias, "
@@ -119,9 +115,8 @@ class Operators:
             flops=lambda x, w, b, size, s, p, d, out: 2 * _multiply_adds(x, w[2:]),
             setup_context=self._setup,
             backward=self._transpose_backward,
-            refuses=refuses[1],
+            kernels=transpose,
             launcher="depthwise_conv_transpose3d",
-            **shared,
         )
         self.grad_weight = Operator(
             f"depthwise_conv3d_grad_weight{suffix}(Tensor grad_output, Tensor input, "
@@ -132,9 +127,8 @@ class Operators:
             flops=lambda g, x, kernel, s, p, d, out: 2 * _multiply_adds(g, kernel),
             setup_context=self._grad_weight_setup,
             backward=self._grad_weight_backward,
-            refuses=refuses[2],
+            kernels=grad_weight,
             launcher="depthwise_conv3d_grad_weight",
-            **shared,
         )
 
     @staticmethod
@@ -194,20 +188,25 @@ class Operators:
         return grad_grad_output, grad_input, None, None, None, None
 
 
-# The C++ kernels of the CPU, and Triton's.
-OPERATORS: Operators = Operators(
-    "",
-    f"{__package__}.triton",
-    (triton_refuses, transpose_refuses, _grad_weight_refuses),
-    _triton.missing,
+TRITON: Any = tuple(
+    Kernels(f"{__package__}.triton", refuses)
+    for refuses in (triton_refuses, transpose_refuses, _grad_weight_refuses)
 )
+CUDA: Any = tuple(
+    Kernels(f"{__package__}.cuda", refuses, _cuda.missing, slower)
+    for refuses, slower in (
+        (cuda.refuses, cuda.slower),
+        (cuda.transpose_refuses, cuda.transpose_slower),
+        (cuda.grad_weight_refuses, cuda.grad_weight_slower),
+    )
+)
+
+# On a GPU each part of a training step runs by the kernels that were measured to be faster.
+OPERATORS: Operators = Operators("", CUDA, TRITON)
 depthwise_conv3d = OPERATORS.forward
 depthwise_conv_transpose3d = OPERATORS.transpose
 depthwise_conv3d_grad_weight = OPERATORS.grad_weight
 
-CUDA_OPERATORS: Operators = Operators(
-    "_cuda",
-    f"{__package__}.cuda",
-    (cuda.refuses, cuda.transpose_refuses, cuda.grad_weight_refuses),
-    _cuda.missing,
-)
+# Those of one kind, gradients too, where it is asked for by name.
+TRITON_OPERATORS: Operators = Operators("_triton", TRITON)
+CUDA_OPERATORS: Operators = Operators("_cuda", CUDA)

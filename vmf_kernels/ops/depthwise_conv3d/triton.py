@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -9,7 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from vmf_kernels import tiles
-from vmf_kernels.layout import empty_in_layout, is_channels_last
+from vmf_kernels._runs import Run, launcher
+from vmf_kernels.layout import densifier, is_channels_last, maker
 from vmf_kernels.ops.depthwise_conv3d.geometry import output_size
 from vmf_kernels.ops.depthwise_conv3d.triton_grad_weight import depthwise_conv3d_grad_weight
 from vmf_kernels.ops.depthwise_conv3d.triton_tile import (
@@ -23,7 +25,7 @@ from vmf_kernels.ops.depthwise_conv3d.triton_tile import (
     zeros,
 )
 from vmf_kernels.tiles import ceil_div
-from vmf_kernels.triton_kernels import Launch, dense
+from vmf_kernels.triton_kernels import Launch
 
 __all__ = ["depthwise_conv3d", "depthwise_conv3d_grad_weight", "depthwise_conv_transpose3d"]
 
@@ -199,39 +201,22 @@ def _gather_launch(of: Geometry, transposed: bool) -> tuple[bool, Launch]:
     )  # fmt: skip
 
 
-@tiles.planned
-def _forward_plan(
-    shape: tuple[int, ...], weight: tuple[int, ...], stride: Triple, padding: tuple[int, ...],
-    dilation: Triple, last: bool, dtype: torch.dtype, device: torch.device,
-) -> tuple[tuple[int, ...], bool, Launch]:  # fmt: skip
-    """Shape of the output, and what `_gather_launch` tells."""
-    batch, channels, *size = output_size(shape, weight, stride, padding, dilation)
-    of = Geometry(
-        batch, channels, channels // shape[1], tuple(shape[2:]), tuple(size), tuple(weight[2:]),
-        stride, padding[::2], dilation, last, dtype, device,
-    )  # fmt: skip
-    return (batch, channels, *size), *_gather_launch(of, False)
+def _run(of: Geometry, transposed: bool, input: Tensor, output: tuple[int, ...]) -> Run:
+    """Of either direction, for inputs like this one."""
+    by_taps, launch = _gather_launch(of, transposed)
+    dense, new_output = densifier(input, of.last), maker(input, output, of.last)
+
+    def run(input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+        y = new_output()
+        # By taps, those of neighbouring channels are neighbours.
+        weight = weight.flatten(1).t().contiguous() if by_taps else weight.contiguous()
+        launch(dense(input), weight, None if bias is None else bias.contiguous(), y)
+        return y
+
+    return run
 
 
-@tiles.planned
-def _transpose_plan(
-    shape: tuple[int, ...], weight: tuple[int, ...], output: tuple[int, ...], stride: Triple,
-    padding: tuple[int, ...], dilation: Triple, last: bool, dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[bool, Launch]:  # fmt: skip
-    """What `_gather_launch` tells."""
-    of = Geometry(
-        shape[0], weight[0], weight[0] // shape[1], shape[2:], tuple(output[2:]),
-        tuple(weight[2:]), stride, padding[::2], dilation, last, dtype, device,
-    )  # fmt: skip
-    return _gather_launch(of, True)
-
-
-def _laid(weight: Tensor, by_taps: bool) -> Tensor:
-    """The weight as the kernel reads it: by taps, those of neighbouring channels are neighbours."""
-    return weight.flatten(1).t().contiguous() if by_taps else weight.contiguous()
-
-
+@launcher
 def depthwise_conv3d(
     input: Tensor,
     weight: Tensor,
@@ -239,19 +224,18 @@ def depthwise_conv3d(
     stride: Triple,
     padding: tuple[int, ...],
     dilation: Triple,
-) -> Tensor:
-    """Launches the forward kernel."""
-    last = is_channels_last(input)
-    shape, by_taps, launch = _forward_plan(
-        input.shape, weight.shape, tuple(stride), tuple(padding), tuple(dilation), last,
-        input.dtype, input.device,
+) -> Run:
+    """The forward kernel."""
+    batch, channels, *size = output_size(input.shape, weight.shape, stride, padding, dilation)
+    of = Geometry(
+        batch, channels, channels // input.shape[1], tuple(input.shape[2:]), tuple(size),
+        tuple(weight.shape[2:]), tuple(stride), tuple(padding[::2]), tuple(dilation),
+        is_channels_last(input), input.dtype, input.device,
     )  # fmt: skip
-    output = empty_in_layout(input, shape, last)
-    bias = None if bias is None else bias.contiguous()
-    launch(dense(input, last), _laid(weight, by_taps), bias, output)
-    return output
+    return _run(of, False, input, (batch, channels, *size))
 
 
+@launcher
 def depthwise_conv_transpose3d(
     input: Tensor,
     weight: Tensor,
@@ -260,15 +244,12 @@ def depthwise_conv_transpose3d(
     stride: Triple,
     padding: tuple[int, ...],
     dilation: Triple,
-) -> Tensor:
-    """Launches the same kernel the other way."""
-    last = is_channels_last(input)
-    shape = tuple(output_size)
-    by_taps, launch = _transpose_plan(
-        shape, weight.shape, input.shape, tuple(stride), tuple(padding), tuple(dilation), last,
-        input.dtype, input.device,
+) -> Run:
+    """The same kernel the other way."""
+    outputs = weight.shape[0]
+    of = Geometry(
+        output_size[0], outputs, outputs // output_size[1], tuple(output_size[2:]),
+        tuple(input.shape[2:]), tuple(weight.shape[2:]), tuple(stride), tuple(padding[::2]),
+        tuple(dilation), is_channels_last(input), input.dtype, input.device,
     )  # fmt: skip
-    output = empty_in_layout(input, shape, last)
-    bias = None if bias is None else bias.contiguous()
-    launch(dense(input, last), _laid(weight, by_taps), bias, output)
-    return output
+    return _run(of, True, input, tuple(output_size))

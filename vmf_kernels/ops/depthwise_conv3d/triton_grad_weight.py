@@ -1,6 +1,7 @@
 """GPU kernel of the weight gradient, and of the bias's: sums over all positions."""
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -8,10 +9,10 @@ import triton.language as tl
 from torch import Tensor
 
 from vmf_kernels import tiles
-from vmf_kernels.layout import is_channels_last
+from vmf_kernels._runs import Run, launcher
+from vmf_kernels.layout import densifier, is_channels_last, maker
 from vmf_kernels.ops.depthwise_conv3d.triton_tile import (
     SIZES,
-    Triple,
     blocks,
     frame_inside,
     frame_start,
@@ -20,7 +21,7 @@ from vmf_kernels.ops.depthwise_conv3d.triton_tile import (
     zeros,
 )
 from vmf_kernels.tiles import ceil_div
-from vmf_kernels.triton_kernels import Launch, dense, sum_launch
+from vmf_kernels.triton_kernels import Launch, sum_launch
 
 
 @triton.jit
@@ -115,16 +116,20 @@ def _sums(
     tl.store(p_gb + i_s * part + c, b_sum, mask=m_c & (group + 0 * c == 0))
 
 
-@tiles.planned
-def _grad_weight_plan(
-    shape: tuple[int, ...], output: tuple[int, ...], kernel: Triple, stride: Triple,
-    padding: tuple[int, ...], dilation: Triple, last: bool, dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[int, Launch, Launch | None]:  # fmt: skip
-    """Splits, the launch, and that of the second stage."""
-    batch, channels, *to_size = output
-    kt, kh, kw = kernel
-    tile = tiles.choose("depthwise_conv3d", "sums", dtype, device, last)
+@launcher
+def depthwise_conv3d_grad_weight(
+    grad_output: Tensor,
+    input: Tensor,
+    kernel_size: list[int],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Run:
+    """The kernel of the sums, and the sum of its parts where there are several."""
+    last = is_channels_last(input)
+    batch, channels, *to_size = grad_output.shape
+    kt, kh, kw = kernel_size
+    tile = tiles.choose("depthwise_conv3d", "sums", input.dtype, input.device, last)
     group_w = min(kw, max(1, tile["sums"] // kt))
     group_h = min(kh, max(1, tile["sums"] // (kt * group_w)))
     groups_h, groups_w = ceil_div(kh, group_h), ceil_div(kw, group_w)
@@ -137,42 +142,32 @@ def _grad_weight_plan(
     wanted = ceil_div(tile["programs"], tiles_c * groups_h * groups_w)
     steps = max(1, min(tile["steps"], every // wanted))
     splits = max(1, ceil_div(every, steps))  # sums of nothing are zero, and must be written
-    taps = math.prod(kernel) * channels
+    taps = math.prod(kernel_size) * channels
     align = tiles.alignment(channels)
     names = (f"{kind}_{axis}" for kind in ("IN", "DIL") for axis in "THW")
-    sizes = dict(zip(("KT", "KH", "KW", *names), (*kernel, *stride, *dilation), strict=True))
+    sizes = dict(zip(("KT", "KH", "KW", *names), (kt, kh, kw, *stride, *dilation), strict=True))
     first = Launch(
         _sums, tiles_c * groups_h * groups_w * splits,
-        channels // align, *shape[2:], *to_size, *(-p for p in padding[::2]),
+        channels // align, *input.shape[2:], *to_size, *(-p for p in padding[::2]),
         tiles_c, tiles_p, tiles_t, groups_w, splits, steps, every, taps + channels,
-        warps=tile["warps"], ALIGN=align, CHANNELS_LAST=last, SHARE=channels // shape[1], **sizes,
-        GROUP_H=group_h, GROUP_W=group_w, FRAMES=block_t, BLOCK_P=block_p, BLOCK_C=block_c,
+        warps=tile["warps"], ALIGN=align, CHANNELS_LAST=last, SHARE=channels // input.shape[1],
+        **sizes, GROUP_H=group_h, GROUP_W=group_w, FRAMES=block_t, BLOCK_P=block_p,
+        BLOCK_C=block_c,
     )  # fmt: skip
-    return splits, first, sum_launch(splits, taps, channels) if splits > 1 else None
+    second = sum_launch(splits, taps, channels)
+    dense_grad, dense = densifier(grad_output, last), densifier(input, last)
+    new_weight, new_bias = maker(input, (channels, 1, kt, kh, kw)), maker(input, (channels,))
+    partial_sums = maker(input, (splits, taps + channels), dtype=torch.float32)
 
+    def run(grad_output: Tensor, input: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+        grad_weight, grad_bias = new_weight(), new_bias()
+        part_weight, part_bias = grad_weight, grad_bias
+        if splits > 1:
+            parts = partial_sums()
+            part_weight, part_bias = parts[:, :taps], parts[:, taps:]
+        first(dense_grad(grad_output), dense(input), part_weight, part_bias)
+        if splits > 1:
+            second(parts, grad_weight, grad_bias)
+        return grad_weight, grad_bias
 
-def depthwise_conv3d_grad_weight(
-    grad_output: Tensor,
-    input: Tensor,
-    kernel_size: list[int],
-    stride: Triple,
-    padding: tuple[int, ...],
-    dilation: Triple,
-) -> tuple[Tensor, Tensor]:
-    """Launches the kernel of the sums, and the sum of its parts where there are several."""
-    last = is_channels_last(input)
-    channels = grad_output.shape[1]
-    splits, first, second = _grad_weight_plan(
-        input.shape, grad_output.shape, tuple(kernel_size), tuple(stride), tuple(padding),
-        tuple(dilation), last, input.dtype, input.device,
-    )  # fmt: skip
-    grad_weight = input.new_empty((channels, 1, *kernel_size))
-    grad_bias = input.new_empty((channels,))
-    part_weight, part_bias = grad_weight, grad_bias
-    if second is not None:
-        parts = input.new_empty((splits, grad_weight.numel() + channels), dtype=torch.float32)
-        part_weight, part_bias = parts[:, : grad_weight.numel()], parts[:, grad_weight.numel() :]
-    first(dense(grad_output, last), dense(input, last), part_weight, part_bias)
-    if second is not None:
-        second(parts, grad_weight, grad_bias)
-    return grad_weight, grad_bias
+    return run

@@ -1,6 +1,5 @@
 """Transposed depthwise 3D convolution."""
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -114,45 +113,53 @@ def _prepare(
     return input, weight, bias, size, stride, padding, more, dilation
 
 
-def _run(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    size: list[int],
-    stride: Any,
-    padding: Any,
-    more: Any,
-    dilation: Any,
-    operators: library.Operators = library.OPERATORS,
-) -> Tensor:
-    """By the kernels of the convolution whose input gradient this is."""
-    multiplier = weight.shape[1]
-    if multiplier > 1:
-        repeated = input.unsqueeze(2).expand(-1, -1, multiplier, -1, -1, -1).flatten(1, 2)
-        input = to_layout(repeated, is_channels_last(input))
-        weight = weight.flatten(0, 1).unsqueeze(1)
-    shape = [*input.shape[:2], *size]
-    return operators.transpose(input, weight, bias, shape, stride, padding, dilation)
+class _Runner:
+    """The kernels of the convolution whose input gradient this is, for prepared arguments."""
+
+    def __init__(self, operators: library.Operators) -> None:
+        self.operator = operators.transpose
+
+    def __call__(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, size: list[int], *rest: Any
+    ) -> Tensor:
+        stride, padding, _, dilation = rest
+        multiplier = weight.shape[1]
+        if multiplier > 1:
+            repeated = input.unsqueeze(2).expand(-1, -1, multiplier, -1, -1, -1).flatten(1, 2)
+            input = to_layout(repeated, is_channels_last(input))
+            weight = weight.flatten(0, 1).unsqueeze(1)
+        shape = [*input.shape[:2], *size]
+        return self.operator(input, weight, bias, shape, stride, padding, dilation)
+
+    def plan(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, size: list[int], *rest: Any
+    ) -> Any:
+        stride, padding, _, dilation = rest
+        if weight.shape[1] > 1:
+            return None
+        settings = ([*input.shape[:2], *size], stride, padding, dilation)
+        run: Any = self.operator.plan(input, weight, bias, *settings)
+        return lambda input, weight, bias, *rest: run(input, weight, bias, *settings)
 
 
-def _refuses(by_operator: Callable[..., str | None]) -> Callable[..., str | None]:
-    """What the kernels behind an operator do not cover, of prepared arguments."""
+def _of_operator(predicate: Callable[..., str | None]) -> Callable[..., str | None]:
+    """A predicate of an operator's arguments as one of prepared arguments."""
 
-    def refuses(
+    def predicate_of_prepared(
         input: Tensor, weight: Tensor, bias: Any, size: Any, stride: Any, padding: Any, *rest: Any
     ) -> str | None:
         features = input if input.dim() == 5 else input.unsqueeze(0)
         outputs = weight.shape[0] * weight.shape[1]
-        if weight.shape[1] > 1:  # `_run` repeats the input
+        if weight.shape[1] > 1:  # `_Runner` repeats the input
             repeated = features.new_empty(
                 (features.shape[0], outputs, *features.shape[2:]), device="meta"
             )
             features = to_layout(repeated, is_channels_last(features))
         weight = weight.flatten(0, 1).unsqueeze(1)
         shape = (features.shape[0], outputs, *size)
-        return by_operator(features, weight, bias, shape, stride, padding, rest[1])
+        return predicate(features, weight, bias, shape, stride, padding, rest[1])
 
-    return refuses
+    return predicate_of_prepared
 
 
 def _by_gradient(cannot_run: Callable[..., Exception | None]) -> Callable[..., Exception | None]:
@@ -172,22 +179,26 @@ def _by_gradient(cannot_run: Callable[..., Exception | None]) -> Callable[..., E
     return predicate
 
 
+_FASTEST = dispatch.unbatched(_Runner(library.OPERATORS))
+
 OP = Op(
     NAME,
     _prepare,
     (
-        Backend("cpu", _by_gradient(dispatch.cpu_cannot_run), dispatch.unbatched(_run), "cpu"),
+        Backend("cpu", _by_gradient(dispatch.cpu_cannot_run), _FASTEST, "cpu"),
         Backend(
-            "triton",
-            _by_gradient(_triton.cannot_run(_refuses(library.transpose_refuses))),
-            dispatch.unbatched(_run),
+            "cuda",
+            _by_gradient(_cuda.cannot_run(_of_operator(cuda.transpose_refuses))),
+            dispatch.unbatched(_Runner(library.CUDA_OPERATORS)),
+            "cuda",
+            dispatch.unless_alone(_of_operator(cuda.transpose_slower)),
+            auto=_FASTEST,
         ),
         Backend(
-            "cuda",
-            _by_gradient(_cuda.cannot_run(_refuses(cuda.transpose_refuses))),
-            dispatch.unbatched(functools.partial(_run, operators=library.CUDA_OPERATORS)),
-            "cuda",
-            _cuda.not_chosen,
+            "triton",
+            _by_gradient(_triton.cannot_run(_of_operator(library.transpose_refuses))),
+            dispatch.unbatched(_Runner(library.TRITON_OPERATORS)),
+            auto=_FASTEST,
         ),
         Backend("reference", always, dispatch.unbatched(reference.depthwise_conv_transpose3d)),
     ),

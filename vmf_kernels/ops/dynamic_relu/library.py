@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vmf_kernels._gpu import Kernels
 from vmf_kernels.layout import empty_in_layout, is_channels_last
 from vmf_kernels.operator import Operator, differentiate_reference
 from vmf_kernels.ops.dynamic_relu import reference
@@ -50,7 +51,7 @@ dynamic_relu = Operator(
     flops=lambda x, a1, a2, out: 2 * math.prod(x),
     setup_context=_setup,
     backward=_backward,
-    kernels=TRITON,
+    kernels=(Kernels(TRITON),),
 )
 
 dynamic_relu_backward = Operator(
@@ -61,5 +62,5 @@ dynamic_relu_backward = Operator(
     flops=lambda g, x, a1, a2, out: 4 * math.prod(x),
     setup_context=_setup,
     backward=_double_backward,
-    kernels=TRITON,
+    kernels=(Kernels(TRITON),),
 )

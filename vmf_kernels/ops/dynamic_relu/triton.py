@@ -5,6 +5,7 @@ first: (1, B*C, n), slopes along the rows. A program owns a tile of rows and col
 """
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -12,9 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from vmf_kernels import tiles
-from vmf_kernels.layout import empty_in_layout, is_channels_last
+from vmf_kernels._runs import Run, launcher
+from vmf_kernels.layout import densifier, empty_in_layout, is_channels_last, maker
 from vmf_kernels.tiles import Tile, ceil_div
-from vmf_kernels.triton_kernels import Launch, dense, sum_launch
+from vmf_kernels.triton_kernels import Launch, sum_launch
 
 
 @triton.jit(do_not_specialize=("rows", "units", "tiles_r", "tiles_c"))
@@ -109,28 +111,44 @@ def _block(tile: Tile, rows: int, cols: int) -> tuple[int, int]:
     return min(max(1, tile["elements"] // block_c), tiles.power_of_2(rows)), block_c
 
 
-@tiles.planned
-def _forward_plan(
-    shape: tuple[int, ...], last: bool, dtype: torch.dtype, device: torch.device
-) -> Launch:
-    batch, rows, cols = _matrices(shape, last)
-    tile = tiles.choose("dynamic_relu", "forward", dtype, device, last)
+@launcher
+def dynamic_relu(features: Tensor, a1: Tensor, a2: Tensor) -> Run:
+    """The forward kernel."""
+    last = is_channels_last(features)
+    if features.numel() == 0:
+        return lambda features, a1, a2: empty_in_layout(features, tuple(features.shape), last)
+    batch, rows, cols = _matrices(tuple(features.shape), last)
+    tile = tiles.choose("dynamic_relu", "forward", features.dtype, features.device, last)
     block_r, block_c = _block(tile, rows, cols)
     tiles_r, tiles_c = ceil_div(rows, block_r), ceil_div(cols, block_c)
     align = tiles.alignment(cols)
-    return Launch(
+    launch = Launch(
         _forward, batch * tiles_r * tiles_c, rows, cols // align, tiles_r, tiles_c,
         warps=tile["warps"], ALIGN=align, CHANNELS_LAST=last, BLOCK_R=block_r, BLOCK_C=block_c,
     )  # fmt: skip
+    dense, output = densifier(features, last), maker(features, features.shape, last)
+
+    def run(features: Tensor, a1: Tensor, a2: Tensor) -> Tensor:
+        y = output()
+        launch(dense(features), a1.contiguous(), a2.contiguous(), y)
+        return y
+
+    return run
 
 
-@tiles.planned
-def _backward_plan(
-    shape: tuple[int, ...], last: bool, dtype: torch.dtype, device: torch.device
-) -> tuple[int, Launch, Launch | None]:
-    """Splits, the launch, and that of the second stage."""
-    batch, rows, cols = _matrices(shape, last)
-    tile = tiles.choose("dynamic_relu", "backward", dtype, device, last)
+@launcher
+def dynamic_relu_backward(grad_output: Tensor, features: Tensor, a1: Tensor, a2: Tensor) -> Run:
+    """The backward kernel, and the sum of its parts where there are several."""
+    last = is_channels_last(features)
+    if features.numel() == 0:
+
+        def of_nothing(grad_output: Tensor, features: Tensor, a1: Tensor, a2: Tensor) -> Any:
+            grad = empty_in_layout(features, tuple(features.shape), last)
+            return grad, a1.new_zeros(a1.shape), a2.new_zeros(a2.shape)
+
+        return of_nothing
+    batch, rows, cols = _matrices(tuple(features.shape), last)
+    tile = tiles.choose("dynamic_relu", "backward", features.dtype, features.device, last)
     block_r, block_c = _block(tile, rows, cols)
     kept, along = (ceil_div(cols, block_c), ceil_div(rows, block_r))
     if not last:
@@ -139,44 +157,29 @@ def _backward_plan(
     wanted = ceil_div(tile["programs"], batch * kept)
     steps = max(1, min(tile["steps"], along // wanted))
     splits = ceil_div(along, steps)
-    slopes = shape[0] * shape[1]
+    slopes = a1.numel()
     align = tiles.alignment(cols)
     first = Launch(
         _backward, batch * splits * kept, 2 * slopes, rows, cols // align, kept, splits, steps,
         warps=tile["warps"], ALIGN=align, CHANNELS_LAST=last, BLOCK_R=block_r, BLOCK_C=block_c,
     )  # fmt: skip
-    return splits, first, sum_launch(splits, slopes, slopes) if splits > 1 else None
+    second = sum_launch(splits, slopes, slopes)
+    dense_grad, dense = densifier(grad_output, last), densifier(features, last)
+    like_features, like_slopes = maker(features, features.shape, last), maker(a1, a1.shape)
+    partial_sums = maker(features, (splits, 2, slopes), dtype=torch.float32)
 
+    def run(grad_output: Tensor, features: Tensor, a1: Tensor, a2: Tensor) -> Any:
+        grad, grad_a1, grad_a2 = like_features(), like_slopes(), like_slopes()
+        part1, part2 = grad_a1, grad_a2
+        if splits > 1:
+            parts = partial_sums()
+            part1, part2 = parts[:, 0], parts[:, 1]
+        first(
+            dense_grad(grad_output), dense(features), a1.contiguous(), a2.contiguous(), grad,
+            part1, part2,
+        )  # fmt: skip
+        if splits > 1:
+            second(parts, grad_a1, grad_a2)
+        return grad, grad_a1, grad_a2
 
-def dynamic_relu(features: Tensor, a1: Tensor, a2: Tensor) -> Tensor:
-    """Launches the forward kernel."""
-    last = is_channels_last(features)
-    y = empty_in_layout(features, tuple(features.shape), last)
-    if y.numel() == 0:
-        return y
-    launch = _forward_plan(features.shape, last, features.dtype, features.device)
-    launch(dense(features, last), a1.contiguous(), a2.contiguous(), y)
-    return y
-
-
-def dynamic_relu_backward(
-    grad_output: Tensor, features: Tensor, a1: Tensor, a2: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Launches the backward kernel, and the sum of its parts where there are several."""
-    last = is_channels_last(features)
-    grad = empty_in_layout(features, tuple(features.shape), last)
-    if grad.numel() == 0:
-        return grad, a1.new_zeros(a1.shape), a2.new_zeros(a2.shape)
-    splits, first, second = _backward_plan(features.shape, last, features.dtype, features.device)
-    grad_a1, grad_a2 = a1.new_empty(a1.shape), a2.new_empty(a2.shape)
-    part1, part2 = grad_a1, grad_a2
-    if second is not None:
-        parts = features.new_empty((splits, 2, a1.numel()), dtype=torch.float32)
-        part1, part2 = parts[:, 0], parts[:, 1]
-    first(
-        dense(grad_output, last), dense(features, last), a1.contiguous(), a2.contiguous(), grad,
-        part1, part2,
-    )  # fmt: skip
-    if second is not None:
-        second(parts, grad_a1, grad_a2)
-    return grad, grad_a1, grad_a2
+    return run

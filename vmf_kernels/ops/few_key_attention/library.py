@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vmf_kernels._gpu import Kernels
 from vmf_kernels._triton import attention_refuses
 from vmf_kernels.layout import empty_in_layout, is_channels_last
 from vmf_kernels.operator import Operator, differentiate_reference
@@ -66,8 +67,7 @@ few_key_attention: Operator = Operator(
     flops=lambda x, k, v, heads, scale, residual, out: 4 * _multiply_adds(k, x),
     setup_context=_setup,
     backward=_backward,
-    kernels=TRITON,
-    refuses=lambda x, k, v, heads, *rest: attention_refuses(x, k, heads),
+    kernels=(Kernels(TRITON, lambda x, k, v, heads, *rest: attention_refuses(x, k, heads)),),
 )
 
 few_key_attention_backward = Operator(
@@ -78,6 +78,5 @@ few_key_attention_backward = Operator(
     flops=lambda g, x, k, v, heads, scale, residual, out: 10 * _multiply_adds(k, x),
     setup_context=_backward_setup,
     backward=_double_backward,
-    kernels=TRITON,
-    refuses=lambda g, x, k, v, heads, *rest: attention_refuses(x, k, heads),
+    kernels=(Kernels(TRITON, lambda g, x, k, v, heads, *rest: attention_refuses(x, k, heads)),),
 )

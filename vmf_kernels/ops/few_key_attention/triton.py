@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vmf_kernels import tiles
-from vmf_kernels.layout import empty_in_layout, is_channels_last
+from vmf_kernels._runs import Run, launcher
+from vmf_kernels.layout import densifier, is_channels_last, maker
 from vmf_kernels.triton_attention import (
     feature_offsets,
     own_channels,
@@ -17,7 +17,7 @@ from vmf_kernels.triton_attention import (
     scores,
     token_offsets,
 )
-from vmf_kernels.triton_kernels import Launch, dense, sum_launch
+from vmf_kernels.triton_kernels import Launch, sum_launch
 
 LOG2_E = 1.4426950408889634
 
@@ -117,44 +117,28 @@ def _backward(
     tl.store(p_gv + i_s * part + o_t, b_gv.to(p_gv.dtype.element_ty), mask=own)
 
 
-@tiles.planned
-def _forward_plan(*key: Any) -> Launch:
-    """The launch. The key is that of `plan`, the scale and whether there is a residual."""
-    cut = plan("few_key_attention", "forward", *key[:-2])
-    scale, residual = key[-2:]
-    return Launch(
+@launcher
+def few_key_attention(
+    features: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float, residual: bool
+) -> Run:
+    """The forward kernel."""
+    last = is_channels_last(features)
+    cut = plan("few_key_attention", "forward", features, key, num_heads)
+    launch = Launch(
         _forward, cut.programs, *cut.scalars, scale * LOG2_E,
         warps=cut.warps, **cut.constants, RESIDUAL=residual,
     )  # fmt: skip
+    dense, output = densifier(features, last), maker(features, features.shape, last)
+
+    def run(features: Tensor, key: Tensor, value: Tensor, *settings: Any) -> Tensor:
+        y = output()
+        launch(dense(features), key.contiguous(), value.contiguous(), y)
+        return y
+
+    return run
 
 
-@tiles.planned
-def _backward_plan(*key: Any) -> tuple[int, Launch, Launch | None]:
-    """Splits, the launch of the backward pass, and that of the second stage."""
-    cut = plan("few_key_attention", "backward", *key[:-2])
-    scale, residual = key[-2:]
-    size = cut.batch * cut.tokens * cut.channels
-    first = Launch(
-        _backward, cut.programs, *cut.scalars, 2 * size, scale,
-        warps=cut.warps, **cut.constants, RESIDUAL=residual,
-    )  # fmt: skip
-    return cut.splits, first, sum_launch(cut.splits, size, size) if cut.splits > 1 else None
-
-
-def few_key_attention(
-    features: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float, residual: bool
-) -> Tensor:
-    """Launches the forward kernel."""
-    last = is_channels_last(features)
-    launch = _forward_plan(
-        features.shape, key.shape[1], num_heads, last, features.dtype, features.device, scale,
-        residual,
-    )  # fmt: skip
-    output = empty_in_layout(features, tuple(features.shape), last)
-    launch(dense(features, last), key.contiguous(), value.contiguous(), output)
-    return output
-
-
+@launcher
 def few_key_attention_backward(
     grad_output: Tensor,
     features: Tensor,
@@ -163,23 +147,34 @@ def few_key_attention_backward(
     num_heads: int,
     scale: float,
     residual: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Launches the backward kernel, and the sum of its parts where there are several."""
+) -> Run:
+    """The backward kernel, and the sum of its parts where there are several."""
     last = is_channels_last(features)
-    splits, first, second = _backward_plan(
-        features.shape, key.shape[1], num_heads, last, features.dtype, features.device, scale,
-        residual,
+    cut = plan("few_key_attention", "backward", features, key, num_heads)
+    size = key.numel()
+    first = Launch(
+        _backward, cut.programs, *cut.scalars, 2 * size, scale,
+        warps=cut.warps, **cut.constants, RESIDUAL=residual,
     )  # fmt: skip
-    grad_features = empty_in_layout(features, tuple(features.shape), last)
-    grad_key, grad_value = key.new_empty(key.shape), value.new_empty(value.shape)
-    part_key, part_value = grad_key, grad_value
-    if second is not None:
-        parts = key.new_empty((splits, 2, *key.shape), dtype=torch.float32)
-        part_key, part_value = parts[:, 0], parts[:, 1]
-    first(
-        dense(grad_output, last), dense(features, last), key.contiguous(), value.contiguous(),
-        grad_features, part_key, part_value,
-    )  # fmt: skip
-    if second is not None:
-        second(parts, grad_key, grad_value)
-    return grad_features, grad_key, grad_value
+    second = sum_launch(cut.splits, size, size)
+    dense_grad, dense = densifier(grad_output, last), densifier(features, last)
+    like_features, like_key = maker(features, features.shape, last), maker(key, key.shape)
+    partial_sums = maker(key, (cut.splits, 2, *key.shape), dtype=torch.float32)
+
+    def run(
+        grad_output: Tensor, features: Tensor, key: Tensor, value: Tensor, *settings: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grad_features, grad_key, grad_value = like_features(), like_key(), like_key()
+        part_key, part_value = grad_key, grad_value
+        if cut.splits > 1:
+            parts = partial_sums()
+            part_key, part_value = parts[:, 0], parts[:, 1]
+        first(
+            dense_grad(grad_output), dense(features), key.contiguous(), value.contiguous(),
+            grad_features, part_key, part_value,
+        )  # fmt: skip
+        if cut.splits > 1:
+            second(parts, grad_key, grad_value)
+        return grad_features, grad_key, grad_value
+
+    return run

@@ -83,6 +83,14 @@ def _run(*prepared: Any) -> Tensor:
     return library.few_query_attention(*prepared)[0]
 
 
+def _plan(*prepared: Any) -> Any:
+    run: Any = library.few_query_attention.plan(*prepared)
+    return lambda *prepared: run(*prepared)[0]
+
+
+_run.plan = _plan  # type: ignore[attr-defined]
+
+
 def _triton_refuses(query: Tensor, features: Tensor, num_heads: int, *rest: Any) -> str | None:
     return _triton.attention_refuses(features, query, num_heads)
 

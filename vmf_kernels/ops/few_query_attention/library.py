@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vmf_kernels._gpu import Kernels
 from vmf_kernels._triton import attention_refuses
 from vmf_kernels.layout import empty_in_layout, is_channels_last, widen
 from vmf_kernels.operator import Operator, differentiate_reference
@@ -73,8 +74,7 @@ few_query_attention = Operator(
     flops=lambda q, x, heads, scale, out: 4 * _multiply_adds(q, x),
     setup_context=_setup,
     backward=_backward,
-    kernels=TRITON,
-    refuses=lambda q, x, heads, *rest: attention_refuses(x, q, heads),
+    kernels=(Kernels(TRITON, lambda q, x, heads, *rest: attention_refuses(x, q, heads)),),
 )
 
 few_query_attention_backward = Operator(
@@ -85,6 +85,5 @@ few_query_attention_backward = Operator(
     flops=lambda g, q, x, out, lse, heads, scale, outs: 10 * _multiply_adds(q, x),
     setup_context=_backward_setup,
     backward=_double_backward,
-    kernels=TRITON,
-    refuses=lambda g, q, x, out, lse, heads, scale: attention_refuses(x, q, heads),
+    kernels=(Kernels(TRITON, lambda g, q, x, out, lse, heads, *_: attention_refuses(x, q, heads)),),
 )

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vmf_kernels import tiles
-from vmf_kernels.layout import empty_in_layout, is_channels_last
+from vmf_kernels._runs import Run, launcher
+from vmf_kernels.layout import densifier, is_channels_last, maker
 from vmf_kernels.tiles import ceil_div
 from vmf_kernels.triton_attention import (
     feature_offsets,
@@ -18,7 +18,7 @@ from vmf_kernels.triton_attention import (
     scores,
     token_offsets,
 )
-from vmf_kernels.triton_kernels import Launch, dense, sum_launch
+from vmf_kernels.triton_kernels import Launch, sum_launch
 
 LOG2_E = 1.4426950408889634
 COMBINE_SPLITS, COMBINE_BLOCK = 32, 32  # of a tile of the second stage
@@ -165,59 +165,44 @@ def _backward(
     tl.store(p_gq + i_s * size + o_t, b_gq.to(p_gq.dtype.element_ty), mask=own)
 
 
-@tiles.planned
-def _forward_plan(*key: Any) -> tuple[int, Launch, Launch | None]:
-    """Splits, the launch, that of the second stage. The key is that of `plan`, and the scale."""
-    cut, scale = plan("few_query_attention", "forward", *key[:-1]), key[-1]
-    size, rows = cut.batch * cut.tokens * cut.channels, cut.batch * cut.heads * cut.tokens
+@launcher
+def few_query_attention(query: Tensor, features: Tensor, num_heads: int, scale: float) -> Run:
+    """The forward kernel, and where programs share positions the second stage."""
+    last = is_channels_last(features)
+    cut = plan("few_query_attention", "forward", features, query, num_heads)
+    size, rows = query.numel(), cut.batch * cut.heads * cut.tokens
     first = Launch(
         _forward, cut.programs, *cut.scalars, size, rows, scale * LOG2_E,
         warps=cut.warps, **cut.constants, SPLIT=cut.splits > 1,
     )  # fmt: skip
-    if cut.splits == 1:
-        return 1, first, None
     second = Launch(
         _combine, ceil_div(size, COMBINE_BLOCK), cut.splits, size, rows, cut.tokens, cut.channels,
         cut.channels // cut.heads, BLOCK_S=COMBINE_SPLITS, BLOCK=COMBINE_BLOCK,
     )  # fmt: skip
-    return cut.splits, first, second
-
-
-@tiles.planned
-def _backward_plan(*key: Any) -> tuple[int, Launch, Launch | None]:
-    """The same of the backward pass."""
-    cut, scale = plan("few_query_attention", "backward", *key[:-1]), key[-1]
-    size = cut.batch * cut.tokens * cut.channels
-    first = Launch(
-        _backward, cut.programs, *cut.scalars, size, scale, warps=cut.warps, **cut.constants
-    )
-    return cut.splits, first, sum_launch(cut.splits, size, 0) if cut.splits > 1 else None
-
-
-def few_query_attention(
-    query: Tensor, features: Tensor, num_heads: int, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Launches the forward kernel, and where programs share positions the second stage."""
-    last = is_channels_last(features)
-    splits, first, second = _forward_plan(
-        features.shape, query.shape[1], num_heads, last, features.dtype, features.device, scale
-    )
-    output = query.new_empty(query.shape)
-    rows = (query.shape[0], num_heads, query.shape[1])
-    lse = query.new_empty(rows, dtype=torch.float32)
     wide = query.dtype == torch.float32
-    exact = query.new_empty(0 if wide else query.shape, dtype=torch.float32)
-    x, kept = dense(features, last), None if wide else exact
-    if second is None:
-        first(query.contiguous(), x, output, kept, lse, None, None)
-    else:
-        parts = query.new_empty((splits, *query.shape), dtype=torch.float32)
-        top, total = query.new_empty((2, splits, *rows), dtype=torch.float32)
-        first(query.contiguous(), x, output, parts, lse, top, total)
-        second(parts, top, total, output, kept, lse)
-    return output, lse, exact
+    by_row, of_sums = (query.shape[0], num_heads, query.shape[1]), torch.float32
+    dense, like_query = densifier(features, last), maker(query, query.shape)
+    sums_of_rows = maker(query, by_row, dtype=of_sums)
+    in_float32 = maker(query, (0,) if wide else query.shape, dtype=of_sums)
+    partial_sums = maker(query, (cut.splits, *query.shape), dtype=of_sums)
+    partial_rows = maker(query, (2, cut.splits, *by_row), dtype=of_sums)
+
+    def run(query: Tensor, features: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+        output, lse, exact = like_query(), sums_of_rows(), in_float32()
+        kept = None if wide else exact
+        if cut.splits == 1:
+            first(query.contiguous(), dense(features), output, kept, lse, None, None)
+        else:
+            parts = partial_sums()
+            top, total = partial_rows()
+            first(query.contiguous(), dense(features), output, parts, lse, top, total)
+            second(parts, top, total, output, kept, lse)
+        return output, lse, exact
+
+    return run
 
 
+@launcher
 def few_query_attention_backward(
     grad_output: Tensor,
     query: Tensor,
@@ -226,21 +211,31 @@ def few_query_attention_backward(
     lse: Tensor,
     num_heads: int,
     scale: float,
-) -> tuple[Tensor, Tensor]:
-    """Launches the backward kernel, and the sum of its parts where there are several."""
+) -> Run:
+    """The backward kernel, and the sum of its parts where there are several."""
     last = is_channels_last(features)
-    splits, first, second = _backward_plan(
-        features.shape, query.shape[1], num_heads, last, features.dtype, features.device, scale
+    cut = plan("few_query_attention", "backward", features, query, num_heads)
+    size = query.numel()
+    first = Launch(
+        _backward, cut.programs, *cut.scalars, size, scale, warps=cut.warps, **cut.constants
     )
-    grad_features = empty_in_layout(features, tuple(features.shape), last)
-    grad_query = query.new_empty(query.shape)
-    parts = grad_query
-    if second is not None:
-        parts = query.new_empty((splits, *query.shape), dtype=torch.float32)
-    first(
-        grad_output.contiguous(), query.contiguous(), dense(features, last), output.contiguous(),
-        lse.contiguous(), grad_features, parts,
-    )  # fmt: skip
-    if second is not None:
-        second(parts, grad_query, grad_query)
-    return grad_query, grad_features
+    second = sum_launch(cut.splits, size, 0)
+    dense, like_query = densifier(features, last), maker(query, query.shape)
+    like_features = maker(features, features.shape, last)
+    partial_sums = maker(query, (cut.splits, *query.shape), dtype=torch.float32)
+
+    def run(
+        grad_output: Tensor, query: Tensor, features: Tensor, output: Tensor, lse: Tensor,
+        *settings: Any,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        grad_features, grad_query = like_features(), like_query()
+        parts = partial_sums() if cut.splits > 1 else grad_query
+        first(
+            grad_output.contiguous(), query.contiguous(), dense(features), output.contiguous(),
+            lse.contiguous(), grad_features, parts,
+        )  # fmt: skip
+        if cut.splits > 1:
+            second(parts, grad_query, grad_query)
+        return grad_query, grad_features
+
+    return run

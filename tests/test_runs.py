@@ -1,0 +1,160 @@
+"""Runs of calls on a GPU are worked out once for each kind of call; CPU tensors pass for CUDA's."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import vmf_kernels
+from vmf_kernels import _runs, tiles, use_backend
+from vmf_kernels.backends import OPS, Backend, always
+from vmf_kernels.ops.dynamic_relu import reference
+
+X, A = torch.randn(2, 4, 3, 5), torch.randn(2, 4)
+
+
+@pytest.fixture
+def as_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python takes every tensor for one on a GPU."""
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+
+
+def key(*args: Any) -> Any:
+    return _runs.call_key(args)
+
+
+@pytest.mark.usefixtures("as_cuda")
+def test_calls_of_one_kind_share_a_key() -> None:
+    for settings in ((), (1, 2.5, None, True, "same", (1, 2, 3), [(1, 0), (0, 1)], X.shape)):
+        assert key(X, *settings) == key(X.clone(), *settings)
+        assert hash(key(X, *settings)) == hash(key(nn.Parameter(X, False), *settings))
+
+
+@pytest.mark.usefixtures("as_cuda")
+def test_what_tells_kinds_of_calls_apart() -> None:
+    apart = [
+        *(X, X[:1], X.transpose(2, 3), X.contiguous(memory_format=torch.channels_last)),
+        *(X.double(), X.flatten()[1:].view(-1), X.flatten()[4:-3], X.clone().requires_grad_()),
+        *(1, True, 1.0, None, "1", 2, (1, 1), [1, 1], (1, True), (1, 1.0), ((1, 1), 1), (1, (1,))),
+        *(((1, True), 1), torch.Size((1, 1))),
+    ]
+    assert len({key(x) for x in apart}) == len(apart)
+    with torch.no_grad():  # where no gradient is wanted, nobody asks for one
+        assert key(X.clone().requires_grad_()) == key(X)
+
+
+@pytest.mark.usefixtures("as_cuda")
+@pytest.mark.parametrize("odd", [nn.Buffer(X), X.to_sparse(), object(), [object()], ((X,), 1), 1j])
+def test_no_key_tells_all_of_other_arguments(odd: Any) -> None:
+    if isinstance(odd, nn.Buffer):
+        odd = X.as_subclass(type("Odd", (Tensor,), {}))
+    assert key(X, odd) is None
+
+
+def test_cpu_tensors_have_no_key() -> None:
+    assert key(X) is None
+
+
+def test_no_more_is_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_runs, "MOST_RUNS", 3)
+    runs = _runs.Runs()
+    for number in range(10):
+        runs.keep(number, print)
+        assert number in runs and len(runs) <= 3
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch, as_cuda: None) -> Iterator[list[Any]]:
+    """Calls of `dynamic_relu` whose arguments were prepared, with a backend that runs them all."""
+    op = OPS["dynamic_relu"]
+    calls: list[Any] = []
+    prepare = op.prepare
+
+    def noting(*args: Any) -> Any:
+        calls.append(args)
+        return prepare(*args)
+
+    monkeypatch.setattr(op, "prepare", noting)
+    before = op.backends
+    op.backends = (Backend("cuda", always, reference.dynamic_relu), *before)
+    yield calls
+    op.backends = before
+
+
+def check(x: Tensor, a1: Tensor, a2: Tensor) -> None:
+    ours, theirs = vmf_kernels.dynamic_relu(x, a1, a2), reference.dynamic_relu(x, a1, a2)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_calls_of_one_kind_are_prepared_once(prepared: list[Any]) -> None:
+    for _ in range(3):
+        check(torch.randn_like(X), torch.randn_like(A), A)
+    assert len(prepared) == 1
+    for x in (X.double(), X.transpose(2, 3)):
+        for _ in range(2):
+            check(x, A.to(x.dtype), A.to(x.dtype))
+    assert len(prepared) == 3
+    with use_backend("reference"):
+        for _ in range(2):
+            check(X, A, A)
+    assert len(prepared) == 4
+
+
+def test_wrong_calls_are_refused_each_time(prepared: list[Any]) -> None:
+    for _ in range(2):
+        with pytest.raises(ValueError, match="a1 and a2"):
+            vmf_kernels.dynamic_relu(X, A[:1], A)
+    assert len(prepared) == 2
+
+
+def test_gradients_are_recorded_where_they_are_wanted(prepared: list[Any]) -> None:
+    for _ in range(2):
+        check(X, A, A)
+        x = X.clone().requires_grad_()
+        vmf_kernels.dynamic_relu(x, A, A).sum().backward()
+        expected = torch.autograd.grad(reference.dynamic_relu(x, A, A).sum(), x)[0]
+        assert torch.equal(x.grad, expected)
+    assert len(prepared) == 2
+
+
+def test_other_backends_forget_what_was_kept(prepared: list[Any]) -> None:
+    check(X, A, A)
+    op = OPS["dynamic_relu"]
+    op.backends = (Backend("cuda", always, lambda x, a1, a2: x), *op.backends)
+    assert vmf_kernels.dynamic_relu(X, A, A) is X
+    assert len(prepared) == 2
+
+
+def test_what_is_forced_or_listens_sees_every_call(prepared: list[Any]) -> None:
+    check(X, A, A)
+    with tiles.forced({}):
+        check(X, A, A)
+    with torch.autocast("cpu"):
+        assert vmf_kernels.dynamic_relu(X, A, A).shape == X.shape
+    with torch.overrides.BaseTorchFunctionMode():
+        check(X, A, A)
+    assert torch.func.vmap(vmf_kernels.dynamic_relu)(X[None], A[None], A[None]).shape[0] == 1
+    assert len(prepared) == 5
+    check(X, A, A)
+    assert len(prepared) == 5
+
+
+def test_a_backend_plans_calls_without_gradients(prepared: list[Any]) -> None:
+    planned = []
+
+    def plan(*args: Any) -> Any:
+        planned.append(args)
+        return reference.dynamic_relu
+
+    def run(*args: Any) -> Tensor:
+        return reference.dynamic_relu(*args)
+
+    run.plan = plan  # type: ignore[attr-defined]
+    op = OPS["dynamic_relu"]
+    op.backends = (Backend("cuda", always, run), *op.backends)
+    for _ in range(2):
+        check(X, A, A)
+        check(X.clone().requires_grad_(), A, A)
+    assert len(planned) == 1

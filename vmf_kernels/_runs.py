@@ -1,0 +1,104 @@
+"""Runs of calls on a GPU: how a call of some kind runs is worked out once, and kept.
+
+The GPU is done with a small layer before Python has looked at its arguments. So a launcher is in
+two steps. The first looks at everything but the values of the tensors, chooses the kernels, cuts
+the tiles, and returns a function of the same arguments: the run. The second is that run, which
+allocates and launches. Runs are kept by what the first step looks at (`call_key`).
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+Run = Callable[..., Any]
+MOST_RUNS = 4096
+PLAIN = (Tensor, torch.nn.Parameter)
+_INTS = {int}
+_PLAIN_VALUES = (float, bool, str, type(None), torch.Size)
+
+
+def call_key(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """All that decides how a call runs: of tensors everything but the values.
+
+    None where that is not all of it: an argument is neither a plain CUDA tensor nor a number, a
+    bool, a string, None, or a tuple or list of such.
+    """
+    grads = torch.is_grad_enabled()
+    parts: list[Any] = []
+    for arg in args:
+        if type(arg) in PLAIN:
+            if not arg.is_cuda or arg.layout is not torch.strided:
+                return None
+            of_tensor = (arg.shape, arg.stride(), arg.dtype, arg.device, arg.data_ptr() % 16)
+            parts.append((*of_tensor, grads and arg.requires_grad))
+        else:
+            parts.append(_frozen(arg))
+            if parts[-1] is NotImplemented:
+                return None
+    return tuple(parts)
+
+
+def _frozen(value: Any) -> Any:
+    """Equal for values of equal types alone, which 1, 1.0 and True are not."""
+    kind = type(value)
+    if kind is int:
+        return value
+    if kind is tuple or kind is list:
+        if {*map(type, value)} == _INTS:
+            return (kind, *value)
+        parts = (kind, *map(_frozen, value))
+        return NotImplemented if NotImplemented in parts else parts
+    return (kind, value) if kind in _PLAIN_VALUES else NotImplemented
+
+
+class Runs(dict[Any, Run]):
+    """What is kept, by key; at most `MOST_RUNS`, of which the next one takes the place."""
+
+    def keep(self, key: Any, run: Run) -> None:
+        """Keeps one."""
+        if len(self) >= MOST_RUNS:
+            self.clear()
+        self[key] = run
+
+
+def someone_listens() -> bool:
+    """Whether a mode, a tracer or a transform has to see a call."""
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or forward_ad._current_level >= 0
+    )
+
+
+def without_preparing(run: Run, args: tuple[Any, ...], prepared: tuple[Any, ...]) -> Run | None:
+    """What runs calls like that of `args`, which are `prepared` for `run`.
+
+    Without gradients that is what `run.plan` makes of them, if there is one. None where the tensors
+    are not the first arguments and the same in both.
+    """
+    tensors = sum(isinstance(arg, Tensor) for arg in args)
+    rest = prepared[tensors:]
+    same = all(a is b for a, b in zip(args[:tensors], prepared[:tensors], strict=True))
+    if not same or any(isinstance(arg, Tensor) for arg in rest):
+        return None
+    grads = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in args[:tensors])
+    plan = None if grads else getattr(run, "plan", None)
+    planned: Run = run if plan is None else plan(*prepared) or run
+    return lambda *args: planned(*args[:tensors], *rest)
+
+
+def launcher(plan: Callable[..., Run]) -> Run:
+    """A launcher made of its first step, which stays to be had as its attribute `plan`."""
+
+    @wraps(plan)
+    def launch(*args: Any) -> Any:
+        return plan(*args)(*args)
+
+    launch.plan = plan  # type: ignore[attr-defined]
+    return launch
