@@ -19,6 +19,7 @@ _SHAPE, _POINTER, _TEXT = ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p, ctype
 _DEVICE = (ctypes.c_int, _POINTER)  # multiprocessors, stream
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "depthwise_conv3d_refuses": (_TEXT, (_SHAPE,)),
+    "depthwise_conv3d_tile": (None, (_SHAPE, ctypes.c_int, ctypes.c_int, _SHAPE)),
     "depthwise_conv3d": (_TEXT, (_SHAPE, *(_POINTER,) * 4, *_DEVICE)),
     "depthwise_conv_transpose3d": (_TEXT, (_SHAPE, *(_POINTER,) * 4, *_DEVICE)),
     "depthwise_conv3d_grad_weight_scratch": (ctypes.c_int64, (_SHAPE, _POINTER, ctypes.c_int)),

@@ -23,12 +23,16 @@ class Kernels:
         missing: why these kernels cannot run here, or None.
         slower: takes the operator's arguments; why the next kind was measured to be faster, or
             None.
+        how: takes the operator's arguments; says in words how the work is divided.
+        name: for people.
     """
 
     module: str
     refuses: Callable[..., str | None] = lambda *args: None
     missing: Callable[[], str | None] = _triton.missing
     slower: Callable[..., str | None] = lambda *args: None
+    how: Callable[..., str] = lambda *args: ""
+    name: str = "Triton"
 
     def refusal(self, tensor: Tensor, *rest: Any) -> str | None:
         """Why they do not run a call, or None."""
@@ -64,6 +68,13 @@ class Launcher:
     def refusal(self, *args: Any) -> str | None:
         """Why the reference runs a call, or None."""
         return self.kinds[-1].refusal(*args) if self.choose(*args) is None else None
+
+    def told(self, *args: Any) -> str:
+        """Which kernels run a call, and how, in words."""
+        kernels = self.choose(*args)
+        if kernels is None:
+            return f"PyTorch, {self.refusal(*args)}"
+        return f"{kernels.name}, {kernels.how(*args)}"
 
     def plan(self, *args: Any) -> Run:
         """The run of calls like this one."""

@@ -28,7 +28,8 @@ class Record:
         swapped: the layer is one of this library's.
         backend: that would run it, or "pytorch" where the layer is PyTorch's own.
         reason: why no faster backend runs it; empty where the fastest one does.
-        tile: how a GPU kernel's tiles are cut, and why; empty for others.
+        tile: how a GPU kernel's tiles are cut, and why, in a line for each kernel that a training
+            step may run apart; empty for others.
         shape: of the layer's input, N x C x T x H x W, where a sample was given.
         gain: over PyTorch in the same layout, forward and in training, that layers of this kind
             had in the committed benchmark; with a sample, for float32 on the CPU.
@@ -57,7 +58,7 @@ class Records(list[Record]):
                 "yes" if r.swapped else "no",
                 r.backend,
                 r.gain,
-                "; ".join(filter(None, (r.reason, r.tile))),
+                r.reason,
             )
             for r in self
         ]
@@ -70,11 +71,11 @@ class Records(list[Record]):
         told[2] = any(r.name not in OPS for r in self)  # a call is no layer to swap
         rows = [tuple(cell for cell, keep in zip(row, told, strict=True) if keep) for row in rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = (
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            for row in rows
-        )
-        return "\n".join(line.rstrip() for line in lines)
+        lines = []
+        for row, tile in zip(rows, ("", *(r.tile for r in self)), strict=True):
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            lines += ["  ".join(cells).rstrip(), *(f"    {line}" for line in tile.splitlines())]
+        return "\n".join(lines)
 
     __repr__ = __str__
 

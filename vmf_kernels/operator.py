@@ -81,6 +81,10 @@ class Operator:
         """Why GPU kernels leave a call of the operator itself to the reference, or None."""
         return "it has none" if self._launcher is None else self._launcher.refusal(*args)
 
+    def told(self, *args: Any) -> str:
+        """Which GPU kernels run a call, and how, in words."""
+        return "it has none" if self._launcher is None else self._launcher.told(*args)
+
     def plan(self, *args: Any) -> _runs.Run | None:
         """What runs calls like this one without gradients; None where no GPU kernel may."""
         return None if self._launcher is None else self._launcher.plan(*args)

@@ -182,7 +182,7 @@ const char* grad_weight_shape(const DepthwiseConv3dShape& s, const void* input, 
   shape.sample_tiles = static_cast<int>(divide_up(s.batch, shape.samples));
   shape.sums.count =
       int64_t{shape.sample_tiles} * tiling.time_tiles * tiling.row_tiles * tiling.column_tiles;
-  return blocks * shape.sample_tiles > kMost ? kSize : nullptr;
+  return shape.blocks() > kMost ? kSize : nullptr;
 }
 
 template <class Body>
@@ -215,6 +215,31 @@ const char* depthwise_conv3d_refuses(const DepthwiseConv3dShape& s) {
     if (error == nullptr) error = grad_weight_shape<Forward>(s, aligned, 1, grad_weight);
     return error;
   });
+}
+
+Tile depthwise_conv3d_tile(const DepthwiseConv3dShape& s, Part part, int processors) {
+  if (s.channels_last) return channels_last::tile(s, part, processors);
+  Tile tile{};
+  const auto fill = [&](const Tiling& tiling, int64_t blocks, int results) {
+    tile = {blocks, tiling.volumes, tiling.time, int64_t{tiling.groups} * tiling.columns * results};
+  };
+  with_kernels(s, [&]<class Forward, class Backward>(Forward, Backward) -> const char* {
+    GatherShape gather{};
+    GradWeightShape sums{};
+    const void* const aligned = nullptr;
+    if (part == Part::grad_weight) {
+      grad_weight_shape<Forward>(s, aligned, processors, sums);
+      fill(sums.tiling, sums.blocks(), Forward::kResults);
+    } else if (part == Part::forward) {
+      gather_shape<Forward>(s, false, aligned, processors, gather);
+      fill(gather.tiling, gather.tiling.blocks, Forward::kResults);
+    } else {
+      gather_shape<Backward>(s, true, aligned, processors, gather);
+      fill(gather.tiling, gather.tiling.blocks, Backward::kResults);
+    }
+    return nullptr;
+  });
+  return tile;
 }
 
 const char* depthwise_conv3d(const DepthwiseConv3dShape& s, const void* input, const void* weight,
@@ -269,9 +294,8 @@ const char* depthwise_conv3d_grad_weight(const DepthwiseConv3dShape& s, const vo
     shape.sums.partial = static_cast<float*>(scratch);
     shape.sums.grad_weight = grad_weight;
     shape.sums.grad_bias = grad_bias;
-    const int64_t blocks = shape.tiling.blocks * shape.tap_groups * shape.sample_tiles;
-    if (blocks > 0) {
-      error = launch(&cuda::grad_weight<Forward>, blocks, shape, device.stream);
+    if (shape.blocks() > 0) {
+      error = launch(&cuda::grad_weight<Forward>, shape.blocks(), shape, device.stream);
       if (error != nullptr) return error;
     }
     return launch_add_partials<kTaps<Forward>>(shape.sums, device.stream);

@@ -54,7 +54,7 @@ const char* plan(const Steps& steps, int64_t pairs, int64_t most_pairs, int proc
   tiling.time = static_cast<int>(divide_up(frames, parts));
   tiling.time_tiles = static_cast<int>(divide_up(steps.frames, tiling.time));
   tiling.count = items * tiling.time_tiles;
-  return tiling.count > kMost || tiling.rounds() * tiling.pair_tiles > kMost ? kSize : nullptr;
+  return tiling.count > kMost || tiling.blocks() > kMost ? kSize : nullptr;
 }
 
 template <class Body>
@@ -116,7 +116,7 @@ const char* convolve_as(const DepthwiseConv3dShape& s, bool transposed, const vo
   shape.bias = bias;
   shape.to = to;
   shape.beside = beside(s.dtype, shape.pairing, from);
-  const int64_t blocks = shape.tiling.rounds() * shape.tiling.pair_tiles;
+  const int64_t blocks = shape.tiling.blocks();
   return s.dtype == DType::f32 ? run_gather<Body, uint32_t>(shape, blocks, device.stream)
                                : run_gather<Body, uint16_t>(shape, blocks, device.stream);
 }
@@ -148,7 +148,7 @@ const char* grad_weight_shape(const DepthwiseConv3dShape& s, int processors,
   const int64_t rounds = std::max<int64_t>(shape.tiling.rounds(), 1);
   shape.shares = divide_up(shape.tiling.rounds(), divide_up(rounds, wanted));
   shape.sums.count = shape.shares;
-  return shape.shares * groups_beside > kMost ? kSize : nullptr;
+  return shape.blocks() > kMost ? kSize : nullptr;
 }
 
 template <class F, class Bits>
@@ -166,8 +166,7 @@ const char* grad_weight_of(const DepthwiseConv3dShape& s, const void* grad_outpu
   shape.sums.partial = static_cast<float*>(scratch);
   shape.sums.grad_weight = grad_weight;
   shape.sums.grad_bias = grad_bias;
-  const int64_t blocks =
-      shape.shares * shape.row_groups * shape.column_groups * shape.tiling.pair_tiles;
+  const int64_t blocks = shape.blocks();
   if (blocks > 0) {
     const bool both = shape.beside && shape.grad_beside;
     error =
@@ -192,6 +191,29 @@ const char* refuses(const DepthwiseConv3dShape& s) {
     }
     return error;
   });
+}
+
+Tile tile(const DepthwiseConv3dShape& s, Part part, int processors) {
+  Tile tile{};
+  const auto fill = [&](const ItemTiling& tiling, int64_t blocks, int results) {
+    tile = {blocks, tiling.pairs * kPair, tiling.time, int64_t{tiling.items} * results};
+  };
+  with_form(s, [&]<class F>(F) -> const char* {
+    RowGatherShape gather{};
+    RowGradWeightShape sums{};
+    if (part == Part::grad_weight) {
+      grad_weight_shape<Forward<F>>(s, processors, sums);
+      fill(sums.tiling, sums.blocks(), RowGradWeight<Forward<F>>::kResults);
+    } else if (part == Part::forward) {
+      gather_shape<Forward<F>>(s, false, processors, gather);
+      fill(gather.tiling, gather.tiling.blocks(), Forward<F>::kResults);
+    } else {
+      gather_shape<Backward<F>>(s, true, processors, gather);
+      fill(gather.tiling, gather.tiling.blocks(), Backward<F>::kResults);
+    }
+    return nullptr;
+  });
+  return tile;
 }
 
 const char* convolve(const DepthwiseConv3dShape& s, bool transposed, const void* from,

@@ -34,6 +34,7 @@ struct ItemTiling {
   int64_t count;         // of all items
 
   __host__ __device__ int64_t rounds() const { return divide_up(count, items); }
+  int64_t blocks() const { return rounds() * pair_tiles; }
 };
 
 // Where an item is.
@@ -385,6 +386,8 @@ struct RowGradWeightShape {
   int row_groups, column_groups;  // of taps: blocks beside each other have one each
   int64_t shares;                 // blocks that divide the items between them
   ItemTiling tiling;
+
+  int64_t blocks() const { return shares * row_groups * column_groups * tiling.pair_tiles; }
 };
 
 // Which taps one block sums up, so that a thread's sums fit into registers.

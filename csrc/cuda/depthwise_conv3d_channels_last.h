@@ -7,6 +7,7 @@
 namespace vmf::cuda::channels_last {
 
 const char* refuses(const DepthwiseConv3dShape& shape);
+Tile tile(const DepthwiseConv3dShape& shape, Part part, int processors);
 const char* convolve(const DepthwiseConv3dShape& shape, bool transposed, const void* from,
                      const void* weight, const void* bias, void* to, Device device);
 int64_t grad_weight_scratch(const DepthwiseConv3dShape& shape, Device device);

@@ -22,6 +22,8 @@ struct GradWeightShape {
   int samples, sample_tiles;  // of a block, in turn; a tiling is that of one sample
   int tap_groups;             // blocks beside each other that have some columns of the kernel each
   Tiling tiling;
+
+  int64_t blocks() const { return tiling.blocks * tap_groups * sample_tiles; }
 };
 
 // Columns of the kernel that one block sums up, so that a thread's sums fit into registers.

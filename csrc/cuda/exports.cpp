@@ -26,6 +26,16 @@ VMF_EXPORT const char* vmf_cuda_depthwise_conv3d_refuses(const int64_t* shape) {
   return vmf::cuda::depthwise_conv3d_refuses(read(shape));
 }
 
+// `part` as in vmf::cuda::Part; `tile` gets the numbers of a Tile.
+VMF_EXPORT void vmf_cuda_depthwise_conv3d_tile(const int64_t* shape, int part, int processors,
+                                               int64_t* tile) {
+  const auto found =
+      vmf::cuda::depthwise_conv3d_tile(read(shape), static_cast<vmf::cuda::Part>(part), processors);
+  for (int64_t number : {found.blocks, found.channels, found.frames, found.positions}) {
+    *tile++ = number;
+  }
+}
+
 VMF_EXPORT const char* vmf_cuda_depthwise_conv3d(const int64_t* shape, const void* input,
                                                  const void* weight, const void* bias, void* output,
                                                  int processors, void* stream) {

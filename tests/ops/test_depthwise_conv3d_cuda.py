@@ -4,6 +4,8 @@ What the kernels compute is tested in tests/csrc; here it is the way to them: wh
 what is refused, and when "auto" chooses them.
 """
 
+import math
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -191,6 +193,28 @@ def test_auto_takes_for_each_part_what_was_measured_to_be_faster(
     weight = torch.zeros(2 * multiplier, 1, kernel, kernel, kernel)
     out = F.conv3d(input, weight, stride=(1, stride, stride), padding=1, groups=2)
     assert kinds_of(input, weight, to_layout(out, last), stride) == expected
+
+
+@pytest.mark.usefixtures("library_of_host")
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_kernels_tiles_and_why_are_told(last: bool, batch: int) -> None:
+    input, weight = to_layout(torch.zeros(batch, 4, 8, 14, 14), last), torch.zeros(8, 1, 3, 3, 3)
+    told = library.OPERATORS.told(input, weight, None, (1, 1, 1), (1,) * 6, (1, 1, 1))
+    results = {"forward": input.numel() * 2, "input gradient": input.numel(), "weight gradient": 0}
+    lines = dict(line.split(": ", 1) for line in told.splitlines())
+    assert lines.keys() == results.keys()
+    for part, size in results.items():
+        numbers = re.match(
+            r"CUDA C\+\+, (\d+) blocks of (\d+) channels, (\d+) frames and (\d+) positions: "
+            r"[\d.]+ times Triton's speed where it was measured$",
+            lines[part],
+        )
+        assert numbers is not None, lines[part]
+        blocks, *tile = map(int, numbers.groups())
+        assert blocks > 0 and all(n > 0 for n in tile)
+        # Tiles cover the result, and the most of them lies in it.
+        assert size <= blocks * math.prod(tile) <= 4 * size or part == "weight gradient"
 
 
 @pytest.mark.usefixtures("library_of_host")

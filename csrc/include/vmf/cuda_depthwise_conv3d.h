@@ -14,6 +14,17 @@ struct Device {
   void* stream;
 };
 
+enum class Part { forward, transposed, grad_weight };
+
+// How the kernel of a part divides its work: into so many blocks, each of so many channels (of
+// several samples, where they are contiguous), frames of the result, and positions of a frame.
+struct Tile {
+  int64_t blocks, channels, frames, positions;
+};
+
+// Of what is not refused, where tensors are aligned to 16 bytes.
+Tile depthwise_conv3d_tile(const DepthwiseConv3dShape& shape, Part part, int processors);
+
 // Null, or which shapes the kernels are not made for.
 const char* depthwise_conv3d_refuses(const DepthwiseConv3dShape& shape);
 

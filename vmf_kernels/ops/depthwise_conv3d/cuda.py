@@ -65,6 +65,48 @@ def grad_weight_refuses(
     return _refuses(input, input.shape, grad_output.shape, kernel, stride, padding, dilation)
 
 
+def _how(part: str, features: Tensor, shape: Any, kernel: Any, stride: Any, multiplier: int) -> str:
+    """The tile of a part, in words, and why Triton does not run it."""
+    processors, _ = _cuda.device(features)
+    tile = (ctypes.c_int64 * 4)()
+    number = cuda_gains.PARTS.index(part)
+    _cuda.functions()["depthwise_conv3d_tile"](shape, number, processors, tile)
+    blocks, channels, frames, positions = tile
+    text = f"{blocks} blocks of {channels} channels, {frames} frames and {positions} positions"
+    gain = cuda_gains.gain(part, features, kernel, stride, multiplier)
+    return (
+        text if gain is None else f"{text}: {gain:.2f} times Triton's speed where it was measured"
+    )
+
+
+def how(input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any) -> str:
+    """How the forward kernel runs a call, in words."""
+    size, kernel = (
+        output_size(input.shape, weight.shape, stride, padding, dilation),
+        weight.shape[2:],
+    )
+    shape = _shape(input, input.shape, size, kernel, stride, padding, dilation)
+    return _how("forward", input, shape, kernel, stride, weight.shape[0] // input.shape[1])
+
+
+def transpose_how(
+    input: Tensor, weight: Tensor, bias: Any, size: Any, stride: Any, padding: Any, dilation: Any
+) -> str:
+    """The same of the transposed convolution."""
+    kernel = weight.shape[2:]
+    shape = _shape(input, size, input.shape, kernel, stride, padding, dilation)
+    return _how("input gradient", input, shape, kernel, stride, weight.shape[0] // size[1])
+
+
+def grad_weight_how(
+    grad_output: Tensor, input: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any
+) -> str:
+    """The same of the weight's gradient."""
+    output = grad_output.shape
+    shape = _shape(input, input.shape, output, kernel, stride, padding, dilation)
+    return _how("weight gradient", input, shape, kernel, stride, output[1] // input.shape[1])
+
+
 def slower(input: Tensor, weight: Tensor, bias: Any, stride: Any, *rest: Any) -> str | None:
     """Why "auto" leaves a forward call to Triton, in words, or None."""
     batch = input if input.dim() == 5 else input.unsqueeze(0)

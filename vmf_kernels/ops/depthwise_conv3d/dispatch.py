@@ -1,14 +1,13 @@
 """How a call is checked, and which backend runs it."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vmf_kernels import _cuda, _extension, _triton, tiles
-from vmf_kernels.backends import Backend, Op, always
+from vmf_kernels import _cuda, _extension, _triton
+from vmf_kernels.backends import Backend, Op, always, current_backend
 from vmf_kernels.backends import cpu_cannot_run as no_cpu_kernel
 from vmf_kernels.checks import autocast, check_tensors
 from vmf_kernels.ops.depthwise_conv3d import cuda, library, reference
@@ -112,10 +111,14 @@ def unless_alone(slower: Callable[..., str | None]) -> Callable[..., str | None]
     return lambda *prepared: None if _triton.missing() else slower(*prepared)
 
 
-def tile(input: Tensor, weight: Tensor, *rest: Any) -> str:
-    """How the Triton kernel's tiles are cut for prepared arguments, and why."""
-    features = input if input.dim() == 5 else input.unsqueeze(0)
-    return tiles.told(NAME, "gather", features, taps=math.prod(weight.shape[2:]))
+def how(forced: library.Operators) -> Callable[..., str]:
+    """Says which GPU kernels run each part of a call; those of `forced` outside of "auto"."""
+
+    def told(input: Tensor, *rest: Any) -> str:
+        operators = library.OPERATORS if current_backend() == "auto" else forced
+        return operators.told(input if input.dim() == 5 else input.unsqueeze(0), *rest)
+
+    return told
 
 
 OP = Op(
@@ -129,13 +132,14 @@ OP = Op(
             unbatched(library.CUDA_OPERATORS.forward),
             "cuda",
             unless_alone(cuda.slower),
+            how(library.CUDA_OPERATORS),
             auto=unbatched(library.depthwise_conv3d),
         ),
         Backend(
             "triton",
             _triton.cannot_run(library.triton_refuses),
             unbatched(library.TRITON_OPERATORS.forward),
-            how=tile,
+            how=how(library.TRITON_OPERATORS),
             auto=unbatched(library.depthwise_conv3d),
         ),
         Backend("pytorch", pytorch_is_not_faster, unbatched(reference.pytorch), "cpu"),

@@ -222,13 +222,14 @@ OP = Op(
             _unbatched(_in_steps(library.CUDA_OPERATORS.forward)),
             "cuda",
             _of_convolution(dispatch.unless_alone(cuda.slower)),
+            _of_convolution(dispatch.how(library.CUDA_OPERATORS)),
             auto=_unbatched(_in_steps(library.depthwise_conv3d)),
         ),
         Backend(
             "triton",
             _of_convolution(_triton.cannot_run(library.triton_refuses)),
             _unbatched(_in_steps(library.TRITON_OPERATORS.forward)),
-            how=_of_convolution(dispatch.tile),
+            how=_of_convolution(dispatch.how(library.TRITON_OPERATORS)),
             auto=_unbatched(_in_steps(library.depthwise_conv3d)),
         ),
         Backend(

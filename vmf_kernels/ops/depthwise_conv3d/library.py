@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmf_kernels import _cuda
+from vmf_kernels import _cuda, tiles
 from vmf_kernels._gpu import Kernels
 from vmf_kernels.layout import empty_in_layout, is_channels_last, to_layout
 from vmf_kernels.operator import Operator
 from vmf_kernels.ops.depthwise_conv3d import cuda, reference
-from vmf_kernels.ops.depthwise_conv3d.geometry import output_size
+from vmf_kernels.ops.depthwise_conv3d.geometry import NAME, output_size
 
 CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -157,6 +157,24 @@ class Operators:
             grad_bias = grad_output.sum((0, 2, 3, 4))
         return grad_input, grad_weight, grad_bias if needs_bias else None, None, None, None
 
+    def told(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any,
+        dilation: Any,
+    ) -> str:  # fmt: skip
+        """Which GPU kernels run each part of a training step of forward(...), in words."""
+        geometry = (stride, padding, dilation)
+        size = output_size(input.shape, weight.shape, *geometry)
+        grad = empty_in_layout(input, size, is_channels_last(input))
+        return "\n".join(
+            (
+                f"forward: {self.forward.told(input, weight, bias, *geometry)}",
+                "input gradient: "
+                + self.transpose.told(grad, weight, None, list(input.shape), *geometry),
+                "weight gradient: "
+                + self.grad_weight.told(grad, input, list(weight.shape[2:]), *geometry),
+            )
+        )
+
     def _transpose_backward(self, ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         input, weight = ctx.saved_tensors
         grad_input = grad_weight = grad_bias = None
@@ -188,16 +206,28 @@ class Operators:
         return grad_grad_output, grad_input, None, None, None, None
 
 
+def _gather_tile(input: Tensor, weight: Tensor, *rest: Any) -> str:
+    return tiles.told(NAME, "gather", input, taps=math.prod(weight.shape[2:]))
+
+
+def _sums_tile(grad_output: Tensor, input: Tensor, *rest: Any) -> str:
+    return tiles.told(NAME, "sums", input)
+
+
 TRITON: Any = tuple(
-    Kernels(f"{__package__}.triton", refuses)
-    for refuses in (triton_refuses, transpose_refuses, _grad_weight_refuses)
+    Kernels(f"{__package__}.triton", refuses, how=how)
+    for refuses, how in (
+        (triton_refuses, _gather_tile),
+        (transpose_refuses, _gather_tile),
+        (_grad_weight_refuses, _sums_tile),
+    )
 )
 CUDA: Any = tuple(
-    Kernels(f"{__package__}.cuda", refuses, _cuda.missing, slower)
-    for refuses, slower in (
-        (cuda.refuses, cuda.slower),
-        (cuda.transpose_refuses, cuda.transpose_slower),
-        (cuda.grad_weight_refuses, cuda.grad_weight_slower),
+    Kernels(f"{__package__}.cuda", refuses, _cuda.missing, slower, how, "CUDA C++")
+    for refuses, slower, how in (
+        (cuda.refuses, cuda.slower, cuda.how),
+        (cuda.transpose_refuses, cuda.transpose_slower, cuda.transpose_how),
+        (cuda.grad_weight_refuses, cuda.grad_weight_slower, cuda.grad_weight_how),
     )
 )
 
