@@ -126,8 +126,9 @@ def depthwise_conv3d_grad_weight(
     dilation: tuple[int, ...],
 ) -> Run:
     """The kernel of the sums, and the sum of its parts where there are several."""
-    last = is_channels_last(input)
     batch, channels, *to_size = grad_output.shape
+    # With a multiplier in contiguous memory, as in triton.py.
+    last = is_channels_last(input) and channels == input.shape[1]
     kt, kh, kw = kernel_size
     tile = tiles.choose("depthwise_conv3d", "sums", input.dtype, input.device, last)
     group_w = min(kw, max(1, tile["sums"] // kt))
