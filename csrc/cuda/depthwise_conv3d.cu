@@ -5,6 +5,7 @@
 #include "cuda/depthwise_conv3d_channels_last.h"
 #include "cuda/depthwise_conv3d_forms.h"
 #include "cuda/depthwise_conv3d_grad_weight.cuh"
+#include "cuda/depthwise_conv3d_time.h"
 
 namespace vmf::cuda {
 namespace {
@@ -47,8 +48,9 @@ WindowShape window_of(int64_t groups, int64_t columns, const int (&padding)[3], 
   window.advance[0] = static_cast<int>(groups) * Body::kSteps * Body::kRowStep;
   window.advance[1] = static_cast<int>(columns) * Body::kColumnStep;
   window.rows = window.advance[0] + Body::kReach[0];
-  window.pitch =
-      static_cast<int>(round_up(window.lead + window.advance[1] + Body::kReach[1], group));
+  window.wide =
+      static_cast<int>(divide_up(window.lead + window.advance[1] + Body::kReach[1], group));
+  window.pitch = window.wide * group;
   return window;
 }
 
@@ -76,7 +78,7 @@ const char* plan(const Problem& p, Tiling& tiling) {
            count * window.rows * window.pitch <= Gather<Body>::kSlots * kThreads &&
            (count - 1) * p.spread + p.source.frame() <= kMost;
   };
-  const int group = p.aligned && p.source.size[2] % 4 == 0 ? 4 : 1;
+  const int group = !p.aligned || p.source.size[2] % 2 != 0 ? 1 : p.source.size[2] % 4 == 0 ? 4 : 2;
   int64_t groups = 0, width = 0;
   for (int64_t tiles = divide_up(columns, kThreads); groups == 0; ++tiles) {
     width = tiles == 1 ? columns : round_up(divide_up(columns, tiles), 4);
@@ -93,11 +95,11 @@ const char* plan(const Problem& p, Tiling& tiling) {
     while (count < p.count && fits(count + 1, groups, width)) ++count;
     count = divide_up(p.count, divide_up(p.count, count));
   }
-  // Parts of T, where blocks would be too few; each reads kT - 1 frames more.
   const int64_t blocks = divide_up(p.count, count) * row_tiles * column_tiles;
-  const int64_t frames = p.result.size[0], wanted = divide_up(16 * p.processors, blocks);
+  const int64_t frames = p.result.size[0];
   const int64_t parts =
-      std::clamp<int64_t>(wanted, 1, divide_up(frames, std::max(4, 2 * Body::kT)));
+      time_parts(blocks, frames, Body::kT - 1, divide_up(frames, std::max(4, 2 * Body::kT)),
+                 int64_t{kBlocks<Body>} * p.processors);
   tiling.time = static_cast<int>(divide_up(frames, parts));
   tiling.time_tiles = static_cast<int>(divide_up(frames, tiling.time));
   tiling.volumes = static_cast<int>(count);

@@ -1,9 +1,11 @@
 // How the blocks of the kernels for channels last divide the work.
 #include <algorithm>
 
-#include "cuda/depthwise_conv3d_channels_last.cuh"
 #include "cuda/depthwise_conv3d_channels_last.h"
 #include "cuda/depthwise_conv3d_forms.h"
+#include "cuda/depthwise_conv3d_rows_gather.cuh"
+#include "cuda/depthwise_conv3d_rows_grad_weight.cuh"
+#include "cuda/depthwise_conv3d_time.h"
 
 namespace vmf::cuda::channels_last {
 namespace {
@@ -19,8 +21,12 @@ using Backward =
     std::conditional_t<F::kStride == 1, Forward<F>, RowTransposed<F::kT, F::kH, F::kW>>;
 
 Features features(const int64_t (&size)[3], int64_t channels) {
+  const int64_t row = size[2] * channels, frame = size[1] * row;
   return {{static_cast<int>(size[0]), static_cast<int>(size[1]), static_cast<int>(size[2])},
-          static_cast<int>(channels)};
+          static_cast<int>(channels),
+          row,
+          frame,
+          size[0] * frame};
 }
 
 // Whether the channels of a pair are read where they are, beside each other, and pairs may be read.
@@ -33,10 +39,12 @@ bool beside(DType dtype, Pairing pairing, const void* data) {
 // What is divided: samples, frames, rows of items and items in a row.
 struct Steps {
   int64_t batch, frames, rows, columns;
-  int least_frames;  // that an item should have, since it reads more than those
+  int reach;         // frames that an item reads more than it has
+  int least_frames;  // that it should have
 };
 
-const char* plan(const Steps& steps, int64_t pairs, int64_t most_pairs, int processors,
+// `resident` blocks run at once.
+const char* plan(const Steps& steps, int64_t pairs, int64_t most_pairs, int64_t resident,
                  ItemTiling& tiling) {
   tiling.pair_tiles = static_cast<int>(divide_up(pairs, most_pairs));
   tiling.pairs = static_cast<int>(divide_up(pairs, tiling.pair_tiles));
@@ -46,11 +54,9 @@ const char* plan(const Steps& steps, int64_t pairs, int64_t most_pairs, int proc
   tiling.columns = static_cast<int>(steps.columns);
   const int64_t items = steps.batch * tiling.row_tiles * tiling.rows * tiling.columns;
   const int64_t blocks = divide_up(items, tiling.items) * tiling.pair_tiles;
-  // Parts of T, where blocks would be too few; each reads kT - 1 frames more.
-  const int64_t wanted =
-      divide_up(int64_t{kBlocksWanted} * processors, std::max<int64_t>(blocks, 1));
   const int64_t frames = std::max<int64_t>(steps.frames, 1);
-  const int64_t parts = std::clamp<int64_t>(wanted, 1, divide_up(frames, steps.least_frames));
+  const int64_t parts =
+      time_parts(blocks, frames, steps.reach, divide_up(frames, steps.least_frames), resident);
   tiling.time = static_cast<int>(divide_up(frames, parts));
   tiling.time_tiles = static_cast<int>(divide_up(steps.frames, tiling.time));
   tiling.count = items * tiling.time_tiles;
@@ -86,20 +92,21 @@ const char* gather_shape(const DepthwiseConv3dShape& s, bool transposed, int pro
       steps[i] = (size - 1 + p) / 2 - p / 2 + 1;
     }
   }
-  if (shape.source.frame() > kMost || shape.result.frame() > kMost) return kSize;
+  if (shape.source.frame > kMost || shape.result.frame > kMost) return kSize;
   shape.steps = static_cast<int>(steps[0]);
   const int64_t columns = divide_up(steps[1], Body::kColumns);
   const int64_t weights = RowGather<Body>::kTaps * shape.pairing.repeats;
   const int64_t fit = (RowGather<Body>::kWeights / weights - RowGather<Body>::kPad) / kPair;
   if (fit < 1) return "the channel multiplier is too large";
-  return plan({s.batch, shape.result.size[0], steps[0], columns, std::max(2, Body::kT)},
-              divide_up(shape.result.channels, kPair),
-              std::min<int64_t>(fit, RowGather<Body>::kMostPairs), processors, shape.tiling);
+  return plan(
+      {s.batch, shape.result.size[0], steps[0], columns, Body::kT - 1, std::max(2, Body::kT)},
+      divide_up(shape.result.channels, kPair), std::min<int64_t>(fit, RowGather<Body>::kMostPairs),
+      int64_t{kRowBlocks<Body, true>} * processors, shape.tiling);
 }
 
 template <class Body, class Bits>
 const char* run_gather(const RowGatherShape& shape, int64_t blocks, void* stream) {
-  if constexpr (RowGather<Body>::kFitsRegisters) {
+  if constexpr (RowGather<Body>::kHasSimple) {
     if (shape.beside) return launch(&gather_rows<Body, Bits, true>, blocks, shape, stream);
   }
   return launch(&gather_rows<Body, Bits, false>, blocks, shape, stream);
@@ -134,12 +141,13 @@ const char* grad_weight_shape(const DepthwiseConv3dShape& s, int processors,
   for (int i = 0; i < 3; ++i) shape.padding[i] = static_cast<int>(s.padding[i]);
   shape.row_groups = static_cast<int>(divide_up(Body::kH, Sums::kRows));
   shape.column_groups = static_cast<int>(divide_up(Body::kW, Sums::kColumns));
-  if (shape.source.frame() > kMost || shape.result.frame() > kMost) return kSize;
+  if (shape.source.frame > kMost || shape.result.frame > kMost) return kSize;
   const int groups = shape.row_groups * shape.column_groups;
-  const char* error = plan({s.batch, shape.result.size[0], shape.result.size[1],
-                            divide_up(shape.result.size[2], Sums::kResults), 2 * Body::kT},
-                           divide_up(shape.result.channels, kPair), RowGather<Body>::kMostPairs,
-                           static_cast<int>(divide_up(processors, groups)), shape.tiling);
+  const char* error =
+      plan({s.batch, shape.result.size[0], shape.result.size[1],
+            divide_up(shape.result.size[2], Sums::kResults), Body::kT - 1, 2 * Body::kT},
+           divide_up(shape.result.channels, kPair), RowGather<Body>::kMostPairs,
+           divide_up(int64_t{kBlocksWanted} * processors, groups), shape.tiling);
   if (error != nullptr) return error;
   // Enough blocks for all multiprocessors, with as many rounds each; more would only leave more to
   // add up.

@@ -17,7 +17,7 @@ struct GatherShape {
   DType dtype;
   Volumes source, result;
   Pairing pairing;
-  int to_channels, weight_channels;
+  Divisor to_channels, weight_channels;
   bool flipped;    // taps are taken in reverse order: in T, and in H and W if Body::kFlipsFrames
   int padding[3];  // result position r is made of source positions from r * stride - padding on
   Tiling tiling;
@@ -56,9 +56,12 @@ struct Convolution {
     }
   }
 
-  // Row and column of a result, of those of the thread's first input before the padding.
-  static __device__ int row(const GatherShape&, int at, int result) { return at + result; }
-  static __device__ int column(const GatherShape&, int at, int) { return at; }
+  // Row and column of the first result, of those of the thread's first input before the padding;
+  // and how far others are from there.
+  static __device__ int row(const GatherShape&, int at) { return at; }
+  static __device__ int column(const GatherShape&, int at) { return at; }
+  static __device__ constexpr int down(int result) { return result; }
+  static __device__ constexpr int right(int) { return 0; }
 };
 
 // Transposed convolution with a stride of 2 in H and W: with u = row + padding and u = 2 j + b,
@@ -94,12 +97,14 @@ struct Transposed {
     }
   }
 
-  static __device__ int row(const GatherShape& s, int at, int result) {
-    return 2 * (at + s.padding[1] / 2) + result / 2 - s.padding[1];
+  static __device__ int row(const GatherShape& s, int at) {
+    return 2 * (at + s.padding[1] / 2) - s.padding[1];
   }
-  static __device__ int column(const GatherShape& s, int at, int result) {
-    return 2 * (at + s.padding[2] / 2) + result % 2 - s.padding[2];
+  static __device__ int column(const GatherShape& s, int at) {
+    return 2 * (at + s.padding[2] / 2) - s.padding[2];
   }
+  static __device__ constexpr int down(int result) { return result / 2; }
+  static __device__ constexpr int right(int result) { return result % 2; }
 };
 
 template <class Body>
@@ -127,10 +132,11 @@ template <class Body>
 __device__ void gather_weights(const GatherShape& s, int64_t first, float* to) {
   constexpr int taps = kTaps<Body>;
   const int count = s.tiling.volumes * s.pairing.repeats * taps;
+  const int first_channel = s.weight_channels.rest(first * s.pairing.repeats);
   for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
     const int tap = i % taps, filter = i / taps;
     const int x = tap % Body::kW, y = tap / Body::kW % Body::kH, t = tap / Body::kW / Body::kH;
-    const int64_t channel = (first * s.pairing.repeats + filter) % s.weight_channels;
+    const int64_t channel = s.weight_channels.rest(int64_t{first_channel} + filter);
     const bool flip = s.flipped && Body::kFlipsFrames;
     const int to_t = s.flipped ? Body::kT - 1 - t : t;
     const int to_y = flip ? Body::kH - 1 - y : y, to_x = flip ? Body::kW - 1 - x : x;
@@ -144,13 +150,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Body>) gather(GatherShape s)
   constexpr int KT = Body::kT;
   auto& shared = shared_memory<typename Gather<Body>::Shared>();
   const Tiling& tiling = s.tiling;
-  const Place at(tiling, blockIdx.x, s.result.count);
+  const Place at(tiling, static_cast<int>(blockIdx.x), s.result.count);
   gather_weights<Body>(s, at.first, shared.weight);
 
   Window<Gather<Body>::kSlots> window;
   window.place(tiling.window, s.source, s.pairing, at.first, at.volumes, at.row_tile,
                at.column_tile, s.dtype);
-  const int64_t source = s.pairing.source(at.first) * s.source.volume();
   const int tile_offset =
       (at.volume * tiling.window.rows + at.group * Body::kSteps * Body::kRowStep) *
           tiling.window.pitch +
@@ -158,15 +163,32 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Body>) gather(GatherShape s)
   const float* const weight = shared.weight + at.volume * s.pairing.repeats * Gather<Body>::kWeight;
 
   const int64_t v = at.first + at.volume;
-  const float bias = s.bias == nullptr || at.idle ? 0 : load(s.bias, v % s.to_channels, s.dtype);
-  const int row = (at.row_tile * tiling.groups + at.group) * Body::kSteps;
-  const int column = at.column_tile * tiling.columns + at.column;
+  const float bias =
+      s.bias == nullptr || at.idle ? 0 : load(s.bias, s.to_channels.rest(v), s.dtype);
+  const int row = Body::row(s, (at.row_tile * tiling.groups + at.group) * Body::kSteps);
+  const int column = Body::column(s, at.column_tile * tiling.columns + at.column);
+  unsigned inside = 0;  // a bit for each of the thread's results that there are
+#pragma unroll
+  for (int r = 0; r < Body::kResults; ++r) {
+    const int y = row + Body::down(r), x = column + Body::right(r);
+    if (0 <= y && y < s.result.size[1] && 0 <= x && x < s.result.size[2]) inside |= 1u << r;
+  }
+  if (at.idle) inside = 0;
+  const int64_t to_frame = s.result.frame(), from_frame = s.source.frame();
+  int64_t to =
+      v * s.result.volume() + at.time * to_frame + int64_t{row} * s.result.size[2] + column;
 
   const int time_end = min(at.time + tiling.time, s.result.size[0]);
   const int begin = max(at.time - s.padding[0], 0);
   const int end = min(time_end - s.padding[0] + KT - 1, s.source.size[0]);  // of the frames to read
-  if (begin < end) window.fetch(s.from, source + begin * s.source.frame());
-  float sum[KT][Body::kResults] = {};
+  int64_t from = s.pairing.source(at.first) * s.source.volume() + begin * from_frame;
+  if (begin < end) window.fetch(s.from, from);
+  float sum[KT][Body::kResults];
+#pragma unroll
+  for (int k = 0; k < KT; ++k) {
+#pragma unroll
+    for (int r = 0; r < Body::kResults; ++r) sum[k][r] = bias;
+  }
   int buffer = 0;
   for (int f = at.time - s.padding[0]; f < time_end - s.padding[0] + KT - 1; ++f) {
     if (begin <= f && f < end) {
@@ -175,32 +197,29 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Body>) gather(GatherShape s)
         __syncthreads();
         const bool more = repeat + 1 < s.pairing.repeats;
         if (more || f + 1 < end) {
-          window.fetch(s.from, source + (more ? (repeat + 1) * s.source.volume() : 0) +
-                                   (more ? f : f + 1) * s.source.frame());
+          window.fetch(s.from, from + (more ? (repeat + 1) * s.source.volume() : from_frame));
         }
         Body::add(shared.tile[buffer] + tile_offset, tiling.window.pitch,
                   weight + repeat * Gather<Body>::kWeight, sum);
         buffer = 1 - buffer;
       }
+      from += from_frame;
     }
-    const int time = f + s.padding[0] - (KT - 1);
-    if (time >= at.time && !at.idle) {
-      const int64_t to = v * s.result.volume() + time * s.result.frame();
+    if (f + s.padding[0] - (KT - 1) >= at.time) {
       with_type(s.dtype, [&](auto type) {
-        auto* const result = static_cast<typename decltype(type)::Bits*>(s.to) + to;
+        auto* at = static_cast<typename decltype(type)::Bits*>(s.to) + to;
 #pragma unroll
         for (int r = 0; r < Body::kResults; ++r) {
-          const int y = Body::row(s, row, r), x = Body::column(s, column, r);
-          if (0 <= y && y < s.result.size[1] && 0 <= x && x < s.result.size[2]) {
-            result[y * s.result.size[2] + x] = type.from_float(sum[KT - 1][r] + bias);
-          }
+          if (r > 0 && Body::right(r) == 0) at += s.result.size[2];
+          if (inside >> r & 1) at[Body::right(r)] = type.from_float(sum[KT - 1][r]);
         }
       });
+      to += to_frame;
     }
 #pragma unroll
     for (int k = KT - 1; k >= 0; --k) {
 #pragma unroll
-      for (int r = 0; r < Body::kResults; ++r) sum[k][r] = k > 0 ? sum[k - 1][r] : 0;
+      for (int r = 0; r < Body::kResults; ++r) sum[k][r] = k > 0 ? sum[k - 1][r] : bias;
     }
   }
 }

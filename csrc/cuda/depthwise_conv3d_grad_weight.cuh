@@ -20,7 +20,7 @@ struct GradWeightShape {
   int batch;
   int padding[3];
   int samples, sample_tiles;  // of a block, in turn; a tiling is that of one sample
-  int tap_groups;             // blocks beside each other that have some columns of the kernel each
+  Divisor tap_groups;         // blocks beside each other that have some columns of the kernel each
   Tiling tiling;
 
   int64_t blocks() const { return tiling.blocks * tap_groups * sample_tiles; }
@@ -109,10 +109,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Body>) grad_weight(GradWeigh
   constexpr int KT = Body::kT, rows = Body::kRows;
   auto& shared = shared_memory<typename GradWeight<Body>::Shared>();
   const Tiling& tiling = s.tiling;
-  const int first_column = static_cast<int>(blockIdx.x % s.tap_groups) * kColumnsAtOnce<Body>;
-  const int64_t block = blockIdx.x / s.tap_groups;
-  const int sample_tile = static_cast<int>(block / tiling.blocks);
-  const Place at(tiling, block % tiling.blocks, s.sums.channels);
+  int block = static_cast<int>(blockIdx.x);
+  const int first_column = s.tap_groups.take(block) * kColumnsAtOnce<Body>;
+  const int blocks = static_cast<int>(tiling.blocks), sample_tile = block / blocks;
+  const Place at(tiling, block - sample_tile * blocks, s.sums.channels);
 
   Window<Gather<Body>::kSlots> window;
   window.place(tiling.window, s.source, s.pairing, at.first, at.volumes, at.row_tile,
@@ -123,39 +123,45 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Body>) grad_weight(GradWeigh
       at.column * Body::kColumnStep + tiling.window.lead + first_column;
   const int row = (at.row_tile * tiling.groups + at.group) * rows;
   const int column = at.column_tile * tiling.columns + at.column;
-  const bool idle = at.idle || column >= s.result.size[2];
+  unsigned inside = 0;  // a bit for each of the thread's rows that there are
+#pragma unroll
+  for (int r = 0; r < rows; ++r) {
+    if (row + r < s.result.size[1]) inside |= 1u << r;
+  }
+  if (at.idle || column >= s.result.size[2]) inside = 0;
   const int time_end = min(at.time + tiling.time, s.result.size[0]);
   const int begin = max(at.time - s.padding[0], 0);
   const int end = min(time_end - s.padding[0] + KT - 1, s.source.size[0]);
+  const int64_t from_frame = s.source.frame(), grads_frame = s.result.frame();
 
   float sum[GradWeight<Body>::kSums] = {};
   int buffer = 0;
   const int last_sample = min((sample_tile + 1) * s.samples, s.batch);
   for (int sample = sample_tile * s.samples; sample < last_sample; ++sample) {
     const int64_t v = int64_t{sample} * s.sums.channels + at.first;
-    const int64_t source = s.pairing.source(v) * s.source.volume();
-    const int64_t grads =
-        (v + at.volume) * s.result.volume() + int64_t{row} * s.result.size[2] + column;
-    float grad[KT][rows] = {};
-    if (begin < end) window.fetch(s.input, source + begin * s.source.frame());
-    for (int f = at.time - s.padding[0]; f < time_end - s.padding[0] + KT - 1; ++f) {
-      const int time = f + s.padding[0];
-      float fresh[rows] = {};
-      if (!idle && time < time_end) {
-        with_type(s.sums.dtype, [&](auto type) {
-          const auto* const from =
-              static_cast<const typename decltype(type)::Bits*>(s.grad_output) + grads +
-              time * s.result.frame();
+    int64_t from = s.pairing.source(v) * s.source.volume() + begin * from_frame;
+    int64_t grads = (v + at.volume) * s.result.volume() + at.time * grads_frame +
+                    int64_t{row} * s.result.size[2] + column;
+    float grad[KT][rows] = {}, fresh[rows];
+    const auto read_grads = [&](bool there) {  // of the next frame, ahead of their use
+      with_type(s.sums.dtype, [&](auto type) {
+        const auto* at = static_cast<const typename decltype(type)::Bits*>(s.grad_output) + grads;
 #pragma unroll
-          for (int r = 0; r < rows; ++r) {
-            if (row + r < s.result.size[1]) fresh[r] = type.to_float(from[r * s.result.size[2]]);
-          }
-        });
-      }
+        for (int r = 0; r < rows; ++r) {
+          fresh[r] = there && (inside >> r & 1) ? type.to_float(*at) : 0;
+          at += s.result.size[2];
+        }
+      });
+      grads += grads_frame;
+    };
+    if (begin < end) window.fetch(s.input, from);
+    read_grads(at.time < time_end);
+    for (int f = at.time - s.padding[0]; f < time_end - s.padding[0] + KT - 1; ++f) {
       if (begin <= f && f < end) {
         window.put(shared.tile[buffer]);
         __syncthreads();
-        if (f + 1 < end) window.fetch(s.input, source + (f + 1) * s.source.frame());
+        from += from_frame;
+        if (f + 1 < end) window.fetch(s.input, from);
       }
 #pragma unroll
       for (int r = 0; r < rows; ++r) {
@@ -164,6 +170,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Body>) grad_weight(GradWeigh
         grad[0][r] = fresh[r];
         sum[GradWeight<Body>::kSums - 1] += fresh[r];
       }
+      read_grads(f + s.padding[0] + 1 < time_end);
       if (begin <= f && f < end) {
         add_products<Body>(shared.tile[buffer] + tile_offset, tiling.window.pitch, grad, sum);
         buffer = 1 - buffer;

@@ -5,7 +5,7 @@
 // in shared memory.
 #pragma once
 
-#include "cuda/device.cuh"
+#include "cuda/depthwise_conv3d_pairing.cuh"
 
 namespace vmf::cuda {
 
@@ -20,18 +20,20 @@ struct Volumes {
 
 // The form of a window, and its place in a block's frame.
 struct WindowShape {
-  int rows, pitch;  // in shared memory, where a row has `pitch` elements
-  int start[2];     // the first row and column that are wanted, of tile 0
-  int advance[2];   // from one tile to the next
-  int lead;         // columns before the first one wanted, so that groups are aligned
-  int group;        // elements a load: 4 where rows are multiples of that, else 1
+  int pitch;           // elements of a row in shared memory
+  Divisor rows, wide;  // rows of a volume, and groups of a row
+  int start[2];        // the first row and column that are wanted, of tile 0
+  int advance[2];      // from one tile to the next
+  int lead;            // columns before the first one wanted, so that groups are aligned
+  int group;           // elements a load: 4 or 2 where rows are multiples of that, else 1
 };
 
 // How blocks divide the work; a tile is the part of a few volumes that a block has.
 struct Tiling {
   WindowShape window;
-  int volumes, groups, columns;  // of a tile; a group is the rows of one thread
-  int row_tiles, column_tiles, time_tiles;
+  int volumes;              // of a tile
+  Divisor groups, columns;  // the same; a group is the rows of one thread
+  Divisor row_tiles, column_tiles, time_tiles;
   int time;  // frames a tile
   int64_t blocks;
 };
@@ -44,29 +46,18 @@ struct Place {
   int volume, group, column;  // in the tile
   bool idle;                  // has nothing of its own
 
-  __device__ Place(const Tiling& tiling, int64_t block, int64_t all_volumes) {
-    column_tile = static_cast<int>(block % tiling.column_tiles);
-    block /= tiling.column_tiles;
-    row_tile = static_cast<int>(block % tiling.row_tiles);
-    block /= tiling.row_tiles;
-    time = static_cast<int>(block % tiling.time_tiles) * tiling.time;
-    first = block / tiling.time_tiles * tiling.volumes;
+  __device__ Place(const Tiling& tiling, int block, int64_t all_volumes) {
+    column_tile = tiling.column_tiles.take(block);
+    row_tile = tiling.row_tiles.take(block);
+    time = tiling.time_tiles.take(block) * tiling.time;
+    first = int64_t{block} * tiling.volumes;
     volumes = static_cast<int>(min(int64_t{tiling.volumes}, all_volumes - first));
-    const int thread = static_cast<int>(threadIdx.x);
-    volume = thread / (tiling.groups * tiling.columns);
-    group = thread / tiling.columns % tiling.groups;
-    column = thread % tiling.columns;
+    volume = static_cast<int>(threadIdx.x);
+    column = tiling.columns.take(volume);
+    group = tiling.groups.take(volume);
     idle = volume >= volumes;
     if (idle) volume = group = column = 0;
   }
-};
-
-// Which volumes of a tensor are read for volume v of another one: v / share * repeats + [0,
-// repeats). A channel multiplier is the one in a convolution and the other in its transposed form.
-struct Pairing {
-  int share, repeats;
-
-  __host__ __device__ int64_t source(int64_t v) const { return v / share * repeats; }
 };
 
 // A thread's elements of a window: at most kSlots.
@@ -81,51 +72,32 @@ class Window {
                         int64_t first, int volumes, int row_tile, int column_tile, DType dtype) {
     dtype_ = dtype;
     group_ = shape.group;
-    const int groups = shape.pitch / group_;
-    const int phase = static_cast<int>(first % pairing.share);
+    const int phase = pairing.share.rest(first);
     const int first_row = row_tile * shape.advance[0] + shape.start[0];
     const int first_column = column_tile * shape.advance[1] + shape.start[1] - shape.lead;
+    const int frame = from.size[1] * from.size[2], volume_size = from.size[0] * frame;
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
       raw_[s] = 0;
-      const int i = s * kThreads + static_cast<int>(threadIdx.x);
-      const int column = first_column + i % groups * group_;
-      const int row = first_row + i / groups % shape.rows;
-      const int volume = i / groups / shape.rows;
+      offset_[s] = -1;
+      if (s * group_ >= kSlots) continue;
+      int volume = s * kThreads + static_cast<int>(threadIdx.x);
+      const int column = first_column + shape.wide.take(volume) * group_;
+      const int row = first_row + shape.rows.take(volume);
       const bool inside = volume < volumes && 0 <= row && row < from.size[1] && 0 <= column &&
                           column < from.size[2];
-      const int source = (phase + volume) / pairing.share * pairing.repeats;
-      offset_[s] =
-          inside ? static_cast<int>(source * from.volume()) + row * from.size[2] + column : -1;
+      if (inside) {
+        offset_[s] = pairing.source(phase + volume) * volume_size + row * from.size[2] + column;
+      }
     }
   }
 
   // Starts to read a frame; `frame` is the first element of the first volume's.
   __device__ void fetch(const void* data, int64_t frame) {
-    const float* const wide = static_cast<const float*>(data) + frame;
-    const uint16_t* const narrow = static_cast<const uint16_t*>(data) + frame;
-    if (group_ == 4 && dtype_ == DType::f32) {
-#pragma unroll
-      for (int s = 0; s < kSlots / 4; ++s) {
-        if (offset_[s] < 0) continue;
-        read(reinterpret_cast<const uint4*>(wide + offset_[s]), raw_ + 4 * s);
-      }
-    } else if (group_ == 4) {
-#pragma unroll
-      for (int s = 0; s < kSlots / 4; ++s) {
-        if (offset_[s] < 0) continue;
-        read(reinterpret_cast<const uint2*>(narrow + offset_[s]), raw_ + 4 * s);
-      }
-    } else if (dtype_ == DType::f32) {
-#pragma unroll
-      for (int s = 0; s < kSlots; ++s) {
-        if (offset_[s] >= 0) raw_[s] = reinterpret_cast<const uint32_t*>(wide)[offset_[s]];
-      }
+    if (dtype_ == DType::f32) {
+      fetch_groups(static_cast<const uint32_t*>(data) + frame);
     } else {
-#pragma unroll
-      for (int s = 0; s < kSlots; ++s) {
-        if (offset_[s] >= 0) raw_[s] = narrow[offset_[s]];
-      }
+      fetch_groups(static_cast<const uint16_t*>(data) + frame);
     }
   }
 
@@ -133,40 +105,65 @@ class Window {
   __device__ void put(float* tile) const {
     with_type(dtype_, [&](auto type) {
       if (group_ == 4) {
-#pragma unroll
-        for (int s = 0; s < kSlots / 4; ++s) {
-          const uint32_t* const r = raw_ + 4 * s;
-          float4 four;
-          if constexpr (sizeof(typename decltype(type)::Bits) == 4) {
-            four = {type.to_float(r[0]), type.to_float(r[1]), type.to_float(r[2]),
-                    type.to_float(r[3])};
-          } else {
-            four = {type.to_float(r[0]), type.to_float(r[0] >> 16), type.to_float(r[1]),
-                    type.to_float(r[1] >> 16)};
-          }
-          reinterpret_cast<float4*>(tile)[s * kThreads + threadIdx.x] = four;
-        }
+        put_groups<4>(type, tile);
+      } else if (group_ == 2) {
+        put_groups<2>(type, tile);
       } else {
-#pragma unroll
-        for (int s = 0; s < kSlots; ++s) {
-          tile[s * kThreads + threadIdx.x] = type.to_float(raw_[s]);
-        }
+        put_groups<1>(type, tile);
       }
     });
   }
 
  private:
-  static __device__ void read(const uint4* from, uint32_t* to) {
-    const uint4 four = *from;
-    to[0] = four.x;
-    to[1] = four.y;
-    to[2] = four.z;
-    to[3] = four.w;
+  template <class Bits>
+  __device__ void fetch_groups(const Bits* frame) {
+    if (group_ == 4) {
+      fetch_each<4>(frame);
+    } else if (group_ == 2) {
+      fetch_each<2>(frame);
+    } else {
+      fetch_each<1>(frame);
+    }
   }
-  static __device__ void read(const uint2* from, uint32_t* to) {
-    const uint2 four = *from;
-    to[0] = four.x;
-    to[1] = four.y;
+
+  template <int kGroup, class Bits>
+  __device__ void fetch_each(const Bits* frame) {
+#pragma unroll
+    for (int s = 0; s < kSlots / kGroup; ++s) {
+      if (offset_[s] < 0) continue;
+      uint32_t* const to = raw_ + kGroup * s;
+      const Bits* const from = frame + offset_[s];
+      if constexpr (kGroup * sizeof(Bits) == 16) {
+        const uint4 four = *reinterpret_cast<const uint4*>(from);
+        to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+      } else if constexpr (kGroup * sizeof(Bits) == 8) {
+        const uint2 two = *reinterpret_cast<const uint2*>(from);
+        to[0] = two.x, to[1] = two.y;
+      } else if constexpr (kGroup * sizeof(Bits) == 4) {
+        to[0] = *reinterpret_cast<const uint32_t*>(from);
+      } else {
+        to[0] = *from;
+      }
+    }
+  }
+
+  template <int kGroup, class Type>
+  __device__ void put_groups(Type type, float* tile) const {
+    constexpr int per_word = sizeof(typename Type::Bits) == 4 ? 1 : 2;  // elements
+#pragma unroll
+    for (int s = 0; s < kSlots / kGroup; ++s) {
+      const auto element = [&](int i) {
+        return type.to_float(raw_[kGroup * s + i / per_word] >> 16 * (i % per_word));
+      };
+      float* const to = tile + (s * kThreads + static_cast<int>(threadIdx.x)) * kGroup;
+      if constexpr (kGroup == 4) {
+        *reinterpret_cast<float4*>(to) = {element(0), element(1), element(2), element(3)};
+      } else if constexpr (kGroup == 2) {
+        *reinterpret_cast<float2*>(to) = {element(0), element(1)};
+      } else {
+        *to = element(0);
+      }
+    }
   }
 
   DType dtype_;

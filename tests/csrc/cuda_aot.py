@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 USAGE = re.compile(
     r"Compiling entry function '(?P<symbol>\S+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, "
     r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
     r"Used (?P<registers>\d+) registers(?:[^\n]*?(?P<shared>\d+) bytes smem)?",
     re.DOTALL,
@@ -69,7 +70,8 @@ def resources(nvcc: str, architecture: str) -> Iterator[tuple[str, dict[str, Any
                 f"{readable(match['symbol'])} {architecture}",
                 {
                     "registers": int(match["registers"]),
-                    "spills": int(match["stores"]) + int(match["loads"]),
+                    # A stack frame is an array that is not in registers.
+                    "spills": sum(int(match[name]) for name in ("stack", "stores", "loads")),
                     "shared": int(match["shared"] or 0),
                     "widest_load": max(map(int, widths), default=32),
                 },

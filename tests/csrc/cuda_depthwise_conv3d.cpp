@@ -96,6 +96,26 @@ void run(Random& random) {
   if (random.flip()) grad_weight(nullptr, nullptr);
 }
 
+void divide(Random& random) {
+  const auto number = [&](int64_t from) {
+    const int64_t power = int64_t{1} << random.below(32);
+    const int64_t n = random.flip() ? random.below(power) : power - 2 + random.below(4);
+    return static_cast<int>(std::clamp<int64_t>(n, from, std::numeric_limits<int>::max()));
+  };
+  const int by = number(1), n = number(0);
+  const cuda::Divisor divisor(by);
+  int rest = n;
+  const int found = divisor.take(rest);
+  if (rest != n / by || found != n % by || divisor.divide(int64_t{n}) != n / by) {
+    fail("cuda_divisor: a quotient is wrong");
+  }
+  const int64_t large = int64_t{n} << 31;
+  if (divisor.divide(large) != large / by || divisor.rest(large) != large % by) {
+    fail("cuda_divisor: a quotient of 64 bits is wrong");
+  }
+}
+
+const Test divisor("cuda_divisor", divide);
 const Test contiguous("cuda_depthwise_conv3d", run<false>);
 const Test channels_last("cuda_depthwise_conv3d_channels_last", run<true>);
 
