@@ -1,6 +1,6 @@
 """Runs of calls on a GPU are worked out once for each kind of call; CPU tensors pass for CUDA's."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import vmf_kernels
-from vmf_kernels import _runs, tiles, use_backend
+from vmf_kernels import _extension, _runs, tiles, use_backend
 from vmf_kernels.backends import OPS, Backend, always
 from vmf_kernels.ops.dynamic_relu import reference
 
@@ -21,40 +21,45 @@ def as_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "is_cuda", True)
 
 
-def key(*args: Any) -> Any:
-    return _runs.call_key(args)
+@pytest.fixture(params=["C++", "Python"])
+def key(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Of a call, by both implementations."""
+    if request.param == "C++" and _extension._C is None:
+        pytest.skip(_extension.REASON)
+    find = _runs.in_python if request.param == "Python" else _extension._C.call_key
+    return lambda *args: find(args)
 
 
-@pytest.mark.usefixtures("as_cuda")
-def test_calls_of_one_kind_share_a_key() -> None:
+def test_calls_of_one_kind_share_a_key(key: Callable[..., Any]) -> None:
     for settings in ((), (1, 2.5, None, True, "same", (1, 2, 3), [(1, 0), (0, 1)], X.shape)):
         assert key(X, *settings) == key(X.clone(), *settings)
         assert hash(key(X, *settings)) == hash(key(nn.Parameter(X, False), *settings))
 
 
-@pytest.mark.usefixtures("as_cuda")
-def test_what_tells_kinds_of_calls_apart() -> None:
+def test_what_tells_kinds_of_calls_apart(key: Callable[..., Any]) -> None:
     apart = [
         *(X, X[:1], X.transpose(2, 3), X.contiguous(memory_format=torch.channels_last)),
         *(X.double(), X.flatten()[1:].view(-1), X.flatten()[4:-3], X.clone().requires_grad_()),
-        *(1, True, 1.0, None, "1", 2, (1, 1), [1, 1], (1, True), (1, 1.0), ((1, 1), 1), (1, (1,))),
-        *(((1, True), 1), torch.Size((1, 1))),
+        *(1, True, False, 1.0, None, "1", "11", 2, (1, 1), [1, 1], (1, True), (1, 1.0)),
+        *(((1, 1), 1), (1, (1,)), ((1, True), 1), torch.Size((1, 1)), (), -1, 2**40),
     ]
     assert len({key(x) for x in apart}) == len(apart)
+    assert len({key(x, y) for x in apart for y in apart}) == len(apart) ** 2
     with torch.no_grad():  # where no gradient is wanted, nobody asks for one
         assert key(X.clone().requires_grad_()) == key(X)
 
 
-@pytest.mark.usefixtures("as_cuda")
-@pytest.mark.parametrize("odd", [nn.Buffer(X), X.to_sparse(), object(), [object()], ((X,), 1), 1j])
-def test_no_key_tells_all_of_other_arguments(odd: Any) -> None:
-    if isinstance(odd, nn.Buffer):
-        odd = X.as_subclass(type("Odd", (Tensor,), {}))
-    assert key(X, odd) is None
+ODD = [
+    X.as_subclass(type("Odd", (Tensor,), {})),
+    X.to_sparse(),
+    torch._neg_view(X),
+    *(object(), [object()], (X,), 1j, type("Int", (int,), {})(1)),
+]
 
 
-def test_cpu_tensors_have_no_key() -> None:
-    assert key(X) is None
+@pytest.mark.parametrize("number", range(len(ODD)))
+def test_no_key_tells_all_of_other_arguments(number: int, key: Callable[..., Any]) -> None:
+    assert key(X, ODD[number]) is None
 
 
 def test_no_more_is_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vmf_kernels import _triton, tiles
-from vmf_kernels._runs import PLAIN, Run, Runs, call_key, someone_listens
+from vmf_kernels._runs import Run, Runs, call_key
 from vmf_kernels.checks import without_autocast
 
 
@@ -85,13 +85,20 @@ class Launcher:
         return _on_device(run, args[0].get_device()) if args[0].is_cuda else run
 
     def __call__(self, *args: Any) -> Any:
-        key = None if tiles.are_forced() else call_key(args)
-        run = self.runs.get(key)
+        run = self.kept(*args) if args[0].is_cuda else None
+        return (run or self.plan(*args))(*args)
+
+    def kept(self, *args: Any) -> Run | None:
+        """The run of calls like this one, kept for others; None where an argument is not plain."""
+        key = call_key(args)
+        if key is None:
+            return None
+        run = None if tiles.are_forced() else self.runs.get(key)
         if run is None:
             run = self.plan(*args)
-            if key is not None:
+            if not tiles.are_forced():
                 self.runs.keep(key, run)
-        return run(*args)
+        return run
 
 
 def _on_device(run: Run, index: int) -> Run:
@@ -104,13 +111,3 @@ def _on_device(run: Run, index: int) -> Run:
             return run(*args)
 
     return launch
-
-
-def goes_straight(args: tuple[Any, ...]) -> bool:
-    """Whether a call may go to its launcher without PyTorch's dispatcher.
-
-    Plain CUDA tensors may while nothing listens.
-    """
-    if not args[0].is_cuda or someone_listens():
-        return False
-    return all(type(arg) in PLAIN for arg in args if isinstance(arg, Tensor))

@@ -14,24 +14,22 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from vmf_kernels import _extension
+
 Run = Callable[..., Any]
 MOST_RUNS = 4096
-PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = (Tensor, torch.nn.Parameter)
 _INTS = {int}
 _PLAIN_VALUES = (float, bool, str, type(None), torch.Size)
 
 
-def call_key(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """All that decides how a call runs: of tensors everything but the values.
-
-    None where that is not all of it: an argument is neither a plain CUDA tensor nor a number, a
-    bool, a string, None, or a tuple or list of such.
-    """
+def in_python(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """`call_key` where the C++ extension is not built."""
     grads = torch.is_grad_enabled()
     parts: list[Any] = []
     for arg in args:
-        if type(arg) in PLAIN:
-            if not arg.is_cuda or arg.layout is not torch.strided:
+        if type(arg) in _PLAIN:
+            if arg.layout is not torch.strided or arg.is_neg():
                 return None
             of_tensor = (arg.shape, arg.stride(), arg.dtype, arg.device, arg.data_ptr() % 16)
             parts.append((*of_tensor, grads and arg.requires_grad))
@@ -53,6 +51,12 @@ def _frozen(value: Any) -> Any:
         parts = (kind, *map(_frozen, value))
         return NotImplemented if NotImplemented in parts else parts
     return (kind, value) if kind in _PLAIN_VALUES else NotImplemented
+
+
+# All that decides how a call runs, of its arguments: of tensors everything but the values. None
+# where that is not all of it: one is neither a plain strided tensor nor a number, a bool, a string,
+# None, or a tuple or list of such.
+call_key: Callable[[tuple[Any, ...]], Any] = getattr(_extension._C, "call_key", None) or in_python
 
 
 class Runs(dict[Any, Run]):

@@ -93,8 +93,10 @@ class Operator:
         """The op without its gradient, and without PyTorch's dispatcher where nothing listens."""
         if _triton.INTERPRETED and self._launcher is not None and _triton.interpreting():
             return self._launcher(*args)
-        if self._launcher is not None and _gpu.goes_straight(args):
-            return self._launcher(*args)
+        if self._launcher is not None and args[0].is_cuda and not _runs.someone_listens():
+            run = self._launcher.kept(*args)
+            if run is not None:
+                return run(*args)
         if self._direct is not None:
             output = self._direct(*args)
             if output is not None:

@@ -4,6 +4,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include <array>
+#include <string>
 
 namespace py = pybind11;
 
@@ -14,10 +15,11 @@ namespace {
 struct Interpreter {
   PyObject *to_handle, *from_handles;      // functions: a tensor as a handle of the stable ABI
   PyObject *tensor_type, *parameter_type;  // a subclass may want to see the call itself
-  PyObject *is_neg, *requires_grad;        // names of a method and an attribute
-  PyObject *forward_ad, *current_level;    // a module, and the name of its level: -1 where unused
-  PyObject* autocast;                      // function: whether any is on
-  std::array<PyObject*, 6> listeners;      // functions: true where one listens
+  PyObject* size_type;
+  PyObject *is_neg, *requires_grad;      // names of a method and an attribute
+  PyObject *forward_ad, *current_level;  // a module, and the name of its level: -1 where unused
+  PyObject* autocast;                    // function: whether any is on
+  std::array<PyObject*, 6> listeners;    // functions: true where one listens
 };
 
 Interpreter interpreter;
@@ -32,6 +34,7 @@ Interpreter look_up() {
       find("torch._C._aoti", "alloc_tensors_by_stealing_from_void_ptrs"),
       find("torch", "Tensor"),
       find("torch.nn", "Parameter"),
+      find("torch", "Size"),
       PyUnicode_InternFromString("is_neg"),
       PyUnicode_InternFromString("requires_grad"),
       find("torch.autograd", "forward_ad"),
@@ -54,6 +57,96 @@ bool is_tensor(py::handle object) {
   return type == interpreter.tensor_type || type == interpreter.parameter_type;
 }
 
+// A Python tensor that is exactly a Tensor or Parameter, dense or strided, in memory as it stands;
+// null for any other object.
+std::optional<Tensor> strided_tensor(py::handle object) {
+  if (!is_tensor(object)) return {};
+  // Negated only when it is read: its memory does not hold its values.
+  if (truth(PyObject_CallMethodNoArgs(object.ptr(), interpreter.is_neg))) return {};
+  const auto capsule =
+      py::reinterpret_steal<py::object>(PyObject_CallOneArg(interpreter.to_handle, object.ptr()));
+  if (!capsule) throw py::error_already_set();
+  Tensor tensor(static_cast<AtenTensorHandle>(PyCapsule_GetPointer(capsule.ptr(), nullptr)));
+  int32_t layout;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
+  return layout == aoti_torch_layout_strided() ? std::optional(std::move(tensor)) : std::nullopt;
+}
+
+// What `call_key` of vmf_kernels/_runs.py finds, as bytes.
+class Key {
+ public:
+  bool add(py::handle object) { return is_tensor(object) ? add_tensor(object) : add_value(object); }
+
+  py::bytes bytes() const { return py::bytes(key_); }
+
+ private:
+  bool add_value(py::handle object) {
+    PyObject* const o = object.ptr();
+    if (object.is_none()) return tag('n');
+    if (PyBool_Check(o)) return tag(o == Py_True ? 'y' : 'f');
+    if (PyLong_CheckExact(o)) {
+      const auto value = exact_int(object);
+      return value && tag('i') && number(value->value);
+    }
+    if (PyFloat_CheckExact(o)) return tag('d') && number(PyFloat_AS_DOUBLE(o));
+    if (PyUnicode_CheckExact(o)) return tag('s') && add_text(o);
+    if (PyList_CheckExact(o)) return tag('l') && add_all(o);
+    if (PyTuple_CheckExact(o)) return tag('t') && add_all(o);
+    if (reinterpret_cast<PyObject*>(Py_TYPE(o)) == interpreter.size_type) {
+      return tag('z') && add_all(o);
+    }
+    return false;
+  }
+
+  bool add_tensor(py::handle object) {
+    const auto tensor = strided_tensor(object);
+    if (!tensor) return false;
+    const auto sizes = tensor->sizes(), strides = tensor->strides();
+    tag('x');
+    number(static_cast<int32_t>(tensor->scalar_type()));
+    number(static_cast<int32_t>(tensor->device().type()));
+    number(static_cast<int32_t>(tensor->get_device_index()));
+    number(static_cast<char>(reinterpret_cast<uintptr_t>(tensor->data_ptr()) % 16));
+    number(static_cast<char>(needs_grad(object)));
+    number(static_cast<int64_t>(sizes.size()));
+    for (int64_t size : sizes) number(size);
+    for (int64_t stride : strides) number(stride);
+    return true;
+  }
+
+  bool add_all(PyObject* sequence) {
+    PyObject** const items = PySequence_Fast_ITEMS(sequence);
+    const Py_ssize_t count = PySequence_Fast_GET_SIZE(sequence);
+    number(static_cast<int64_t>(count));
+    for (Py_ssize_t i = 0; i < count; ++i) {
+      if (!add_value(items[i])) return false;
+    }
+    return true;
+  }
+
+  bool add_text(PyObject* text) {
+    Py_ssize_t size;
+    const char* const utf8 = PyUnicode_AsUTF8AndSize(text, &size);
+    if (utf8 == nullptr) throw py::error_already_set();
+    number(static_cast<int64_t>(size));
+    key_.append(utf8, static_cast<size_t>(size));
+    return true;
+  }
+
+  bool tag(char kind) {
+    key_.push_back(kind);
+    return true;
+  }
+
+  template <class Number>
+  bool number(Number value) {
+    key_.append(reinterpret_cast<const char*>(&value), sizeof value);
+    return true;
+  }
+
+  std::string key_;
+};
+
 }  // namespace
 
 bool someone_listens() {
@@ -73,17 +166,8 @@ bool needs_grad(py::handle argument) {
 }
 
 std::optional<Tensor> plain_tensor(py::handle object) {
-  if (!is_tensor(object)) return {};
-  // Negated only when it is read: its memory does not hold its values.
-  if (truth(PyObject_CallMethodNoArgs(object.ptr(), interpreter.is_neg))) return {};
-  const auto capsule =
-      py::reinterpret_steal<py::object>(PyObject_CallOneArg(interpreter.to_handle, object.ptr()));
-  if (!capsule) throw py::error_already_set();
-  Tensor tensor(static_cast<AtenTensorHandle>(PyCapsule_GetPointer(capsule.ptr(), nullptr)));
-  int32_t layout;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
-  if (!tensor.is_cpu() || layout != aoti_torch_layout_strided()) return {};
-  return tensor;
+  auto tensor = strided_tensor(object);
+  return tensor && tensor->is_cpu() ? std::move(tensor) : std::nullopt;
 }
 
 py::handle to_python(const Tensor& tensor) {
@@ -120,6 +204,13 @@ void bind_direct_calls(py::module_& m) {
   } catch (py::error_already_set&) {
     return;
   }
+  m.def("call_key", [](const py::tuple& args) -> py::object {
+    Key key;
+    for (const py::handle arg : args) {
+      if (!key.add(arg)) return py::none();
+    }
+    return key.bytes();
+  });
   for (const Direct* op = Direct::first; op != nullptr; op = op->next) op->bind(m);
 }
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 import vmf_kernels
 from tests.ops.samples import function_call, operator_call
-from vmf_kernels import _triton, explain, use_backend
+from vmf_kernels import _cuda, _triton, explain, use_backend
 from vmf_kernels.explain import Record
 
 OPS = ("depthwise_conv3d", "few_query_attention", "few_key_attention", "dynamic_relu")
@@ -131,3 +131,27 @@ def test_importing_the_library_imports_no_kernel() -> None:
     code = "import sys, vmf_kernels; print([m for m in sys.modules if m.endswith('.triton')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "vmf_kernels" not in done.stdout
+
+
+@pytest.mark.parametrize("built", [False, True], ids=["without CUDA C++", "with CUDA C++"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_traced_code_has_an_operator_that_chooses_when_it_runs(
+    strict: bool, built: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if built:
+        monkeypatch.setattr(_cuda, "missing", lambda: None)
+
+    class Layers(torch.nn.Module):
+        def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+            x = vmf_kernels.depthwise_conv3d(x, weight, None, 1, 1)
+            return vmf_kernels.depthwise_conv_transpose3d(x, weight, None, 1, 1)
+
+    def traced(backend: str) -> list[str]:
+        with use_backend(backend), FakeTensorMode():
+            x, weight = (torch.empty(s, device="cuda") for s in ((2, 4, 4, 8, 8), (4, 1, 3, 3, 3)))
+            nodes = torch.export.export(Layers(), (x, weight), strict=strict).graph.nodes
+        return [str(n.target) for n in nodes if "vmf_kernels" in str(n.target)]
+
+    ops = ["vmf_kernels.depthwise_conv3d", "vmf_kernels.depthwise_conv_transpose3d"]
+    assert traced("auto") == [f"{op}.default" for op in ops]
+    assert traced("triton") == [f"{op}_triton.default" for op in ops]

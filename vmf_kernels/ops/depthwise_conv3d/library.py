@@ -96,7 +96,7 @@ class Operators:
 
     def __init__(self, suffix: str, *kinds: tuple[Kernels, Kernels, Kernels]) -> None:
         forward, transpose, grad_weight = zip(*kinds, strict=True)
-        self.forward = Operator(
+        self.forward: Operator = Operator(
             f"depthwise_conv3d{suffix}(Tensor input, Tensor weight, Tensor? bias, "
             "int[3] stride, int[6] padding, int[3] dilation) -> Tensor",
             fake=fake,
@@ -233,7 +233,7 @@ CUDA: Any = tuple(
 
 # On a GPU each part of a training step runs by the kernels that were measured to be faster.
 OPERATORS: Operators = Operators("", CUDA, TRITON)
-depthwise_conv3d = OPERATORS.forward
+depthwise_conv3d: Operator = OPERATORS.forward
 depthwise_conv_transpose3d = OPERATORS.transpose
 depthwise_conv3d_grad_weight = OPERATORS.grad_weight
 

@@ -44,7 +44,7 @@ def _backward_fake(
     )
 
 
-dynamic_relu = Operator(
+dynamic_relu: Operator = Operator(
     "dynamic_relu(Tensor features, Tensor a1, Tensor a2) -> Tensor",
     fake=lambda features, a1, a2: _like(features),
     reference=reference.dynamic_relu,
