@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vmf_kernels.ops.depthwise_conv3d import triton as conv
+from vmf_kernels.ops.depthwise_conv3d.epilogue import ACTIVATIONS
 from vmf_kernels.ops.dynamic_relu import triton as relu
 from vmf_kernels.ops.few_key_attention import triton as few_key
 from vmf_kernels.ops.few_query_attention import triton as few_query
@@ -70,6 +71,16 @@ def _conv(
     return run
 
 
+def _fused(dtype: torch.dtype, last: bool) -> Callable[[], Any]:
+    def run() -> None:
+        x, w = features(dtype, last, 8, 96, 8, 28, 28), torch.empty(96, 1, 3, 3, 3, dtype=dtype)
+        a, geometry = torch.empty(8, 96, dtype=dtype), ((1, 1, 1), (1,) * 6, (1, 1, 1))
+        dynamic = ACTIVATIONS.index("dynamic_relu")
+        conv.depthwise_conv3d_fused(x, w, a[0], x, a, a, dynamic, *geometry)
+
+    return run
+
+
 def _few_query(dtype: torch.dtype, last: bool, channels: int) -> Callable[[], Any]:
     def run() -> None:
         x = features(dtype, last, 8, channels, 8, 28, 28)
@@ -112,4 +123,5 @@ CALLS: dict[str, Call] = {
     ),
     "depthwise_conv3d bf16 channels_last 5x5x5": Call(_conv(BF16, True, (5, 5, 5)), HOPPER),
     "depthwise_conv3d bf16 contiguous": Call(_conv(BF16, False, (3, 3, 3)), HOPPER),
+    "depthwise_conv3d bf16 channels_last fused": Call(_fused(BF16, True), HOPPER),
 }

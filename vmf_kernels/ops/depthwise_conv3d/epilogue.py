@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vmf_kernels import _cuda, _triton
+from vmf_kernels._gpu import Kernels
 from vmf_kernels.backends import Backend, Op, always
 from vmf_kernels.checks import autocast, check_tensors
 from vmf_kernels.layout import is_channels_last, to_layout, widen
@@ -156,7 +157,11 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     return differentiate_reference(_reference, inputs, grad_output)
 
 
-depthwise_conv3d_fused = Operator(
+def _triton_refuses(input: Tensor, weight: Tensor, *rest: Any) -> str | None:
+    return library.triton_refuses(input, weight, rest[0], *rest[-3:])
+
+
+depthwise_conv3d_fused: Operator = Operator(
     "depthwise_conv3d_fused(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, "
     "Tensor? a1, Tensor? a2, int activation, int[3] stride, int[6] padding, int[3] dilation) "
     "-> Tensor",
@@ -165,6 +170,7 @@ depthwise_conv3d_fused = Operator(
     flops=lambda x, w, b, r, a1, a2, f, s, p, d, out: library.forward_flops(out, w),
     setup_context=_setup,
     backward=_backward,
+    kernels=(Kernels(library.TRITON_MODULE, _triton_refuses, how=library.gather_tile),),
 )
 
 
@@ -200,6 +206,11 @@ def _of_convolution(predicate: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
+def _told(input: Tensor, *rest: Any) -> str:
+    batch = input if input.dim() == 5 else input.unsqueeze(0)
+    return f"forward: {depthwise_conv3d_fused.told(batch, *rest)}"
+
+
 def _cpu_slower(input: Tensor, *rest: Any) -> str | None:
     """In float32 the pass that is saved makes up for what PyTorch's convolution is ahead."""
     return dispatch.cpu_slower(input, *rest) if input.dtype == torch.bfloat16 else None
@@ -217,20 +228,18 @@ OP = Op(
             _of_convolution(_cpu_slower),
         ),
         Backend(
+            "triton",
+            _of_convolution(_triton.cannot_run(library.triton_refuses)),
+            _unbatched(depthwise_conv3d_fused),
+            how=_told,
+        ),
+        Backend(
             "cuda",
             _of_convolution(_cuda.cannot_run(cuda.refuses)),
             _unbatched(_in_steps(library.CUDA_OPERATORS.forward)),
             "cuda",
-            _of_convolution(dispatch.unless_alone(cuda.slower)),
+            dispatch.unless_alone(lambda *prepared: "Triton's kernel does it all in one pass"),
             _of_convolution(dispatch.how(library.CUDA_OPERATORS)),
-            auto=_unbatched(_in_steps(library.depthwise_conv3d)),
-        ),
-        Backend(
-            "triton",
-            _of_convolution(_triton.cannot_run(library.triton_refuses)),
-            _unbatched(_in_steps(library.TRITON_OPERATORS.forward)),
-            how=_of_convolution(dispatch.how(library.TRITON_OPERATORS)),
-            auto=_unbatched(_in_steps(library.depthwise_conv3d)),
         ),
         Backend(
             "pytorch",

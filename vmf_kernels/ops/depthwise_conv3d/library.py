@@ -206,7 +206,11 @@ class Operators:
         return grad_grad_output, grad_input, None, None, None, None
 
 
-def _gather_tile(input: Tensor, weight: Tensor, *rest: Any) -> str:
+TRITON_MODULE = f"{__package__}.triton"
+
+
+def gather_tile(input: Tensor, weight: Tensor, *rest: Any) -> str:
+    """The tile of Triton's kernel of either direction, in words."""
     return tiles.told(NAME, "gather", input, taps=math.prod(weight.shape[2:]))
 
 
@@ -215,10 +219,10 @@ def _sums_tile(grad_output: Tensor, input: Tensor, *rest: Any) -> str:
 
 
 TRITON: Any = tuple(
-    Kernels(f"{__package__}.triton", refuses, how=how)
+    Kernels(TRITON_MODULE, refuses, how=how)
     for refuses, how in (
-        (triton_refuses, _gather_tile),
-        (transpose_refuses, _gather_tile),
+        (triton_refuses, gather_tile),
+        (transpose_refuses, gather_tile),
         (_grad_weight_refuses, _sums_tile),
     )
 )

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import triton
@@ -27,7 +26,12 @@ from vmf_kernels.ops.depthwise_conv3d.triton_tile import (
 from vmf_kernels.tiles import ceil_div
 from vmf_kernels.triton_kernels import Launch
 
-__all__ = ["depthwise_conv3d", "depthwise_conv3d_grad_weight", "depthwise_conv_transpose3d"]
+__all__ = [
+    "depthwise_conv3d",
+    "depthwise_conv3d_fused",
+    "depthwise_conv3d_grad_weight",
+    "depthwise_conv_transpose3d",
+]
 
 
 @triton.jit
@@ -46,9 +50,27 @@ def _add_tap(
         return b_y
 
 
+@triton.jit
+def _activate(b_y, b_a1, b_a2, ACTIVATION: tl.constexpr):
+    """The activation of that index in `epilogue.ACTIVATIONS`; a NaN stays one, as in PyTorch."""
+    if ACTIVATION == 1:
+        b_y = tl.maximum(b_y, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    elif ACTIVATION == 2:
+        b_y = tl.clamp(b_y, 0.0, 6.0, propagate_nan=tl.PropagateNan.ALL)
+    elif ACTIVATION == 3:
+        b_y = b_y * tl.clamp(b_y + 3.0, 0.0, 6.0, propagate_nan=tl.PropagateNan.ALL) / 6.0
+    elif ACTIVATION == 4:
+        b_y = b_y / (1.0 + tl.exp(-b_y))
+    elif ACTIVATION == 5:
+        b_y = 0.5 * b_y * (1.0 + tl.erf(b_y * 0.7071067811865476))
+    elif ACTIVATION == 6:
+        b_y = tl.maximum(b_a1 * b_y, b_a2 * b_y, propagate_nan=tl.PropagateNan.ALL)
+    return b_y
+
+
 @triton.jit(do_not_specialize=SIZES)
 def _gather(
-    p_x, p_w, p_bias, p_y,
+    p_x, p_w, p_bias, p_y, p_residual, p_a1, p_a2,
     units, from_t, from_h, from_w, to_t, to_h, to_w, off_t, off_h, off_w,
     tiles_c, tiles_p, tiles_t,
     ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr, SHARE: tl.constexpr, REPEAT: tl.constexpr,
@@ -57,8 +79,12 @@ def _gather(
     OUT_T: tl.constexpr, OUT_H: tl.constexpr, OUT_W: tl.constexpr,
     DIL_T: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
     FRAMES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, UNROLL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """y[i] = sum over taps k of w[k] x[...], forward and for the input gradient.
+
+    Then activation(y + bias + residual), with slopes a1 and a2 of each sample and channel where
+    that is a dynamic ReLU.
 
     Along each axis the elements written are i = r + OUT * ii, for residues r; they use the taps
     k = k0 + OUT * q and read ii * IN + base + q * DIL. Forward OUT is 1; backward it is the stride,
@@ -136,11 +162,19 @@ def _gather(
     b_bias = tl.zeros([BLOCK_C], tl.float32)
     if p_bias is not None:
         b_bias = tl.load(p_bias + c, mask=m_c, other=0.0).to(tl.float32)
+    b_a1, b_a2 = b_bias[None, :], b_bias[None, :]
+    if p_a1 is not None:
+        b_a1 = tl.load(p_a1 + i_b * channels + c, mask=m_c, other=0.0).to(tl.float32)[None, :]
+        b_a2 = tl.load(p_a2 + i_b * channels + c, mask=m_c, other=0.0).to(tl.float32)[None, :]
     for a in tl.static_range(FRAMES):
         t = (i_t * FRAMES + a) * OUT_T + r_t
         o_t = frame_start(i_b, t.to(tl.int64), to_h * to_w, channels, to_t, CHANNELS_LAST)
-        b_out = (b_y[a] + b_bias[None, :]).to(p_y.dtype.element_ty)
-        tl.store(p_y + o_t + o_y, b_out, mask=m_y & frame_inside(t, to_t, BLOCK_P))
+        m_t = m_y & frame_inside(t, to_t, BLOCK_P)
+        b_out = b_y[a] + b_bias[None, :]
+        if p_residual is not None:
+            b_out += tl.load(p_residual + o_t + o_y, mask=m_t, other=0.0).to(tl.float32)
+        b_out = _activate(b_out, b_a1, b_a2, ACTIVATION)
+        tl.store(p_y + o_t + o_y, b_out.to(p_y.dtype.element_ty), mask=m_t)
 
 
 @dataclass(frozen=True)
@@ -171,7 +205,7 @@ class Geometry:
     device: torch.device
 
 
-def _gather_launch(of: Geometry, transposed: bool) -> tuple[bool, Launch]:
+def _gather_launch(of: Geometry, transposed: bool, activation: int = 0) -> tuple[bool, Launch]:
     """Whether weights lie by taps, and the launch of the forward pass or the input gradient."""
     into, out = ((1, 1, 1), of.stride) if transposed else (of.stride, (1, 1, 1))
     off = of.before if transposed else tuple(-p for p in of.before)
@@ -197,11 +231,13 @@ def _gather_launch(of: Geometry, transposed: bool) -> tuple[bool, Launch]:
         warps=tile["warps"], ALIGN=align, CHANNELS_LAST=of.last,
         SHARE=1 if transposed else of.multiplier, REPEAT=of.multiplier if transposed else 1,
         BY_TAPS=by_taps, **sizes, FRAMES=block_t, BLOCK_P=block_p, BLOCK_C=block_c,
-        UNROLL=tile["unroll"],
+        UNROLL=tile["unroll"], ACTIVATION=activation,
     )  # fmt: skip
 
 
-def _run(of: Geometry, transposed: bool, input: Tensor, output: tuple[int, ...]) -> Run:
+def _run(
+    of: Geometry, transposed: bool, input: Tensor, output: tuple[int, ...], activation: int = 0
+) -> Run:
     """Of either direction, for inputs like this one.
 
     Where output channels share one of the input and channels are last, the loads of neighbours
@@ -211,17 +247,35 @@ def _run(of: Geometry, transposed: bool, input: Tensor, output: tuple[int, ...])
     last = of.last
     if last and of.multiplier > 1:
         of = replace(of, last=False)
-    by_taps, launch = _gather_launch(of, transposed)
+    by_taps, launch = _gather_launch(of, transposed, activation)
     dense, new_output = densifier(input, of.last), maker(input, output, of.last)
 
-    def run(input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+    def run(
+        input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None,
+        a1: Tensor | None = None, a2: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         y = new_output()
         # By taps, those of neighbouring channels are neighbours.
         weight = weight.flatten(1).t().contiguous() if by_taps else weight.contiguous()
-        launch(dense(input), weight, None if bias is None else bias.contiguous(), y)
+        bias, a1, a2 = (None if t is None else t.contiguous() for t in (bias, a1, a2))
+        residual = None if residual is None else to_layout(residual, of.last)
+        launch(dense(input), weight, bias, y, residual, a1, a2)
         return y if last == of.last else to_layout(y, last)
 
     return run
+
+
+def _forward(
+    input: Tensor, weight: Tensor, stride: Triple, padding: tuple[int, ...], dilation: Triple,
+    activation: int = 0,
+) -> Run:  # fmt: skip
+    batch, channels, *size = output_size(input.shape, weight.shape, stride, padding, dilation)
+    of = Geometry(
+        batch, channels, channels // input.shape[1], tuple(input.shape[2:]), tuple(size),
+        tuple(weight.shape[2:]), tuple(stride), tuple(padding[::2]), tuple(dilation),
+        is_channels_last(input), input.dtype, input.device,
+    )  # fmt: skip
+    return _run(of, False, input, (batch, channels, *size), activation)
 
 
 @launcher
@@ -234,13 +288,26 @@ def depthwise_conv3d(
     dilation: Triple,
 ) -> Run:
     """The forward kernel."""
-    batch, channels, *size = output_size(input.shape, weight.shape, stride, padding, dilation)
-    of = Geometry(
-        batch, channels, channels // input.shape[1], tuple(input.shape[2:]), tuple(size),
-        tuple(weight.shape[2:]), tuple(stride), tuple(padding[::2]), tuple(dilation),
-        is_channels_last(input), input.dtype, input.device,
-    )  # fmt: skip
-    return _run(of, False, input, (batch, channels, *size))
+    run = _forward(input, weight, stride, padding, dilation)
+    return lambda input, weight, bias, *settings: run(input, weight, bias)
+
+
+@launcher
+def depthwise_conv3d_fused(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    a1: Tensor | None,
+    a2: Tensor | None,
+    activation: int,
+    stride: Triple,
+    padding: tuple[int, ...],
+    dilation: Triple,
+) -> Run:
+    """The forward kernel with all that may follow."""
+    run = _forward(input, weight, stride, padding, dilation, activation)
+    return lambda *args: run(*args[:6])
 
 
 @launcher
@@ -260,4 +327,5 @@ def depthwise_conv_transpose3d(
         tuple(input.shape[2:]), tuple(weight.shape[2:]), tuple(stride), tuple(padding[::2]),
         tuple(dilation), is_channels_last(input), input.dtype, input.device,
     )  # fmt: skip
-    return _run(of, True, input, tuple(output_size))
+    run = _run(of, True, input, tuple(output_size))
+    return lambda input, weight, bias, *settings: run(input, weight, bias)
