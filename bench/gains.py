@@ -5,7 +5,8 @@ over float32 layers, ours against the best peer in the same layout, by kind of l
 vmf_kernels/ops/depthwise_conv3d/gains.json.
 
 Of a folder with parts.csv of a GPU: by which "auto" chooses between CUDA C++ and Triton, geometric
-means of Triton's time over that of CUDA C++. Writes cuda_gains.json beside it.
+means of Triton's time over that of CUDA C++. With channels last and a multiplier Triton runs on
+contiguous copies, whose time is estimated. Writes cuda_gains.json beside it.
 """
 
 import argparse
@@ -26,6 +27,10 @@ from vmf_kernels.ops.depthwise_conv3d import cuda_gains, gains
 OP = "depthwise_conv3d"
 FILES = {"avx512": "ops-cpu.csv", "avx2": "ops-cpu-avx2.csv"}
 PARTS = "parts.csv"
+# Two copies read and write what a part does, and transposing copies at half of a copy's speed; two
+# launches.
+COPY_PASSES, COPY_US = 4, 4
+LAYOUTS_BY_COPY = tuple(LAYOUTS)  # of the copies, and of what is copied
 TARGET = machine.ROOT / "vmf_kernels" / "ops" / OP / "gains.json"
 
 
@@ -78,23 +83,35 @@ def cuda_text(folder: Path) -> str:
         for row in csv.DictReader(file):
             call = (row["case"], row["dtype"], row["layout"], row["part"])
             times.setdefault(call, {})[row["kernels"]] = float(row["us"])
+            times[call]["pass"] = float(row["pass_us"])
     ratios: dict[Any, dict[str, list[float]]] = {}
     for (case, dtype, layout, part), us in times.items():
         if {"cuda", "triton"} <= us.keys():
             kernel, stride, multiplier = _sizes(case)
             bits = 32 if dtype == "float32" else 16
             name = cuda_gains.kind(bits, layout, kernel, stride, multiplier)
-            ratios.setdefault(name, {}).setdefault(part, []).append(us["triton"] / us["cuda"])
+            triton = us["triton"]
+            if _copied(layout, multiplier):
+                triton = times[case, dtype, LAYOUTS_BY_COPY[0], part]["triton"]
+                triton += COPY_PASSES * us["pass"] + COPY_US
+            ratios.setdefault(name, {}).setdefault(part, []).append(triton / us["cuda"])
     made = []
     for (bits, layout, kernel, stride, more), parts in ratios.items():
-        row = {"bits": bits, "layout": layout, "kernel": kernel, "stride": stride}
-        row |= {"multiplier": 2 if more else 1, "rows": len(parts[cuda_gains.PARTS[0]])}
-        made.append(row | {part: round(geomean(parts[part]), 2) for part in cuda_gains.PARTS})
+        found: dict[str, Any] = {"bits": bits, "layout": layout, "kernel": kernel, "stride": stride}
+        found |= {"multiplier": 2 if more else 1, "rows": len(parts[cuda_gains.PARTS[0]])}
+        found |= {part: round(geomean(parts[part]), 2) for part in cuda_gains.PARTS}
+        made.append(found | ({"estimated": True} if _copied(layout, 1 + more) else {}))
     about = (
         f"Made by `python -m bench.gains bench/results/{folder.name}` from its {PARTS}. "
-        "A multiplier of 2 stands for all above 1, rows for layers and dtypes."
+        "A multiplier of 2 stands for all above 1, rows for layers and dtypes. Estimated: Triton's "
+        f"time in contiguous memory, {COPY_PASSES} passes and {COPY_US} us for the copies."
     )
     return _json(about, made)
+
+
+def _copied(layout: str, multiplier: int) -> bool:
+    """Whether Triton runs such layers on contiguous copies."""
+    return layout == LAYOUTS_BY_COPY[1] and multiplier > 1
 
 
 def _sizes(case: str) -> tuple[tuple[int, ...], tuple[int, ...], int]:

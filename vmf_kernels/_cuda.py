@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmf_kernels._triton import wrong_dtype
+from vmf_kernels import _triton
 from vmf_kernels.backends import current_backend
 
 PATH = Path(__file__).with_name("libvmf_cuda.so")
@@ -59,10 +59,12 @@ def cannot_run(refuses: Callable[..., str | None]) -> Callable[..., Exception | 
         if not tensor.is_cuda:
             return NotImplementedError(f"it runs on CUDA (got a tensor on {tensor.device})")
         if torch.compiler.is_compiling() and current_backend() == "auto":
+            if _triton.missing():  # "auto" runs the operator that chooses when it runs
+                return None
             return NotImplementedError("compiled code chooses its kernels when it runs")
         if reason := missing():
             return RuntimeError(reason)
-        if reason := wrong_dtype(tensor) or refuses(tensor, *rest):
+        if reason := _triton.wrong_dtype(tensor) or refuses(tensor, *rest):
             return NotImplementedError(reason)
         return None
 
@@ -87,6 +89,9 @@ def processors(index: int) -> int:
 
 
 def device(tensor: Tensor) -> tuple[int, int]:
-    """What the functions want to know of a tensor's device: multiprocessors, current stream."""
-    index = tensor.get_device()
+    """What the functions want to know of a tensor's device: multiprocessors, current stream.
+
+    The current device's where a tensor is on none, as those that are only asked about.
+    """
+    index = tensor.get_device() if tensor.is_cuda else torch.cuda.current_device()
     return processors(index), torch._C._cuda_getCurrentRawStream(index)

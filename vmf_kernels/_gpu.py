@@ -74,7 +74,9 @@ class Launcher:
         kernels = self.choose(*args)
         if kernels is None:
             return f"PyTorch, {self.refusal(*args)}"
-        return f"{kernels.name}, {kernels.how(*args)}"
+        passed = [k for k in self.kinds[: self.kinds.index(kernels)] if k.missing() is None]
+        reasons = [f"; {k.name}: {k.refusal(*args) or k.slower(*args)}" for k in passed]
+        return f"{kernels.name}, {kernels.how(*args)}{''.join(reasons)}"
 
     def plan(self, *args: Any) -> Run:
         """The run of calls like this one."""

@@ -20,6 +20,7 @@ Run = Callable[..., Any]
 MOST_RUNS = 4096
 _PLAIN = (Tensor, torch.nn.Parameter)
 _INTS = {int}
+_DEEPEST = 3  # of what lies within each other: a list may contain itself
 _PLAIN_VALUES = (float, bool, str, type(None), torch.Size)
 
 
@@ -31,7 +32,10 @@ def in_python(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if type(arg) in _PLAIN:
             if arg.layout is not torch.strided or arg.is_neg():
                 return None
-            of_tensor = (arg.shape, arg.stride(), arg.dtype, arg.device, arg.data_ptr() % 16)
+            try:
+                of_tensor = (arg.shape, arg.stride(), arg.dtype, arg.device, arg.data_ptr() % 16)
+            except RuntimeError:  # it has no memory, or no sizes
+                return None
             parts.append((*of_tensor, grads and arg.requires_grad))
         else:
             parts.append(_frozen(arg))
@@ -40,7 +44,7 @@ def in_python(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     return tuple(parts)
 
 
-def _frozen(value: Any) -> Any:
+def _frozen(value: Any, depth: int = 0) -> Any:
     """Equal for values of equal types alone, which 1, 1.0 and True are not."""
     kind = type(value)
     if kind is int:
@@ -48,7 +52,9 @@ def _frozen(value: Any) -> Any:
     if kind is tuple or kind is list:
         if {*map(type, value)} == _INTS:
             return (kind, *value)
-        parts = (kind, *map(_frozen, value))
+        if depth == _DEEPEST:
+            return NotImplemented
+        parts = (kind, *(_frozen(part, depth + 1) for part in value))
         return NotImplemented if NotImplemented in parts else parts
     return (kind, value) if kind in _PLAIN_VALUES else NotImplemented
 

@@ -114,9 +114,11 @@ class Op:
             return run(*args)
         prepared = self.prepare(*args)
         run = self._choose(*prepared)
-        kept = _runs.without_preparing(run, args, prepared)
-        if key is not None and kept is not None:
-            self._runs.keep((_forced.get(), key), kept)
+        if key is not None:
+            kept = _runs.without_preparing(run, args, prepared)
+            if kept is not None:
+                self._runs.keep((_forced.get(), key), kept)
+                return kept(*args)
         return run(*prepared)
 
     def _run(self, *args: Any) -> Any:

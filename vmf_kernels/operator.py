@@ -5,7 +5,8 @@ A Python-registered gradient costs an eager training call about 25 us more than 
 `Operator` registers its gradient with the op (for `torch.compile`, `torch.export`, `opcheck` and
 `torch.func`) and takes the shorter road itself in plain eager mode; both share one `setup_context`
 and one `backward`. The dispatcher costs another 5 to 10 us: plain CPU tensors go straight to the
-kernel's binding while nothing listens to the dispatcher (csrc/bindings/direct.h).
+kernel's binding while nothing listens to the dispatcher (csrc/bindings/direct.h), plain CUDA
+tensors to a run that is kept (_runs.py).
 """
 
 from collections.abc import Callable

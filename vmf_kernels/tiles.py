@@ -87,9 +87,11 @@ def choose(
     return tile
 
 
-def told(op: str, kernel: str, features: torch.Tensor, **facts: int) -> str:
-    """The tile of the forward kernel of a call, in words."""
-    last = is_channels_last(features)
+def told(
+    op: str, kernel: str, features: torch.Tensor, last: bool | None = None, **facts: int
+) -> str:
+    """The tile of a kernel for such features, in words; `last`: another layout than theirs."""
+    last = is_channels_last(features) if last is None else last
     return str(choose(op, kernel, features.dtype, features.device, last, **facts))
 
 
@@ -123,12 +125,15 @@ def table(op: str) -> list[dict[str, Any]]:
 
 @lru_cache
 def architecture(device: torch.device) -> str:
-    """`sm_90` and the like; `interpreter` for a CPU, `unknown` for a GPU that is not there."""
+    """`sm_90` and the like, of the current GPU for what is on none; `interpreter` for a CPU.
+
+    `unknown` for a GPU that is not there.
+    """
     if device.type == "cpu":
         return "interpreter"
     if not torch.cuda.is_available():  # a fake tensor
         return "unknown"
-    major, minor = torch.cuda.get_device_capability(device)
+    major, minor = torch.cuda.get_device_capability(device if device.type == "cuda" else None)
     return f"sm_{major}{minor}"
 
 

@@ -46,6 +46,7 @@ class Launch:
         if self.start is None:
             compiled = self.compile(*tensors)
             if device >= 0 and isinstance(self.kernel, JITFunction):
+                self.compiled = compiled  # which unloads its function when it goes
                 self.function, self.metadata = compiled.function, compiled.packed_metadata
                 self.start = compiled.run
             return

@@ -4,6 +4,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include <array>
+#include <stdexcept>
 #include <string>
 
 namespace py = pybind11;
@@ -75,12 +76,16 @@ std::optional<Tensor> strided_tensor(py::handle object) {
 // What `call_key` of vmf_kernels/_runs.py finds, as bytes.
 class Key {
  public:
-  bool add(py::handle object) { return is_tensor(object) ? add_tensor(object) : add_value(object); }
+  bool add(py::handle object) {
+    return is_tensor(object) ? add_tensor(object) : add_value(object, 0);
+  }
 
   py::bytes bytes() const { return py::bytes(key_); }
 
  private:
-  bool add_value(py::handle object) {
+  static constexpr int kDeepest = 3;  // of what lies within each other: a list may contain itself
+
+  bool add_value(py::handle object, int depth) {
     PyObject* const o = object.ptr();
     if (object.is_none()) return tag('n');
     if (PyBool_Check(o)) return tag(o == Py_True ? 'y' : 'f');
@@ -90,10 +95,10 @@ class Key {
     }
     if (PyFloat_CheckExact(o)) return tag('d') && number(PyFloat_AS_DOUBLE(o));
     if (PyUnicode_CheckExact(o)) return tag('s') && add_text(o);
-    if (PyList_CheckExact(o)) return tag('l') && add_all(o);
-    if (PyTuple_CheckExact(o)) return tag('t') && add_all(o);
+    if (PyList_CheckExact(o)) return tag('l') && add_all(o, depth);
+    if (PyTuple_CheckExact(o)) return tag('t') && add_all(o, depth);
     if (reinterpret_cast<PyObject*>(Py_TYPE(o)) == interpreter.size_type) {
-      return tag('z') && add_all(o);
+      return tag('z') && add_all(o, depth);
     }
     return false;
   }
@@ -114,12 +119,13 @@ class Key {
     return true;
   }
 
-  bool add_all(PyObject* sequence) {
+  bool add_all(PyObject* sequence, int depth) {
+    if (depth == kDeepest) return false;
     PyObject** const items = PySequence_Fast_ITEMS(sequence);
     const Py_ssize_t count = PySequence_Fast_GET_SIZE(sequence);
     number(static_cast<int64_t>(count));
     for (Py_ssize_t i = 0; i < count; ++i) {
-      if (!add_value(items[i])) return false;
+      if (!add_value(items[i], depth + 1)) return false;
     }
     return true;
   }
@@ -127,7 +133,10 @@ class Key {
   bool add_text(PyObject* text) {
     Py_ssize_t size;
     const char* const utf8 = PyUnicode_AsUTF8AndSize(text, &size);
-    if (utf8 == nullptr) throw py::error_already_set();
+    if (utf8 == nullptr) {  // half a character
+      PyErr_Clear();
+      return false;
+    }
     number(static_cast<int64_t>(size));
     key_.append(utf8, static_cast<size_t>(size));
     return true;
@@ -206,8 +215,12 @@ void bind_direct_calls(py::module_& m) {
   }
   m.def("call_key", [](const py::tuple& args) -> py::object {
     Key key;
-    for (const py::handle arg : args) {
-      if (!key.add(arg)) return py::none();
+    try {
+      for (const py::handle arg : args) {
+        if (!key.add(arg)) return py::none();
+      }
+    } catch (const std::runtime_error&) {  // a tensor without memory, or without sizes
+      return py::none();
     }
     return key.bytes();
   });

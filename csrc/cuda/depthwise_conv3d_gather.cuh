@@ -207,11 +207,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Body>) gather(GatherShape s)
     }
     if (f + s.padding[0] - (KT - 1) >= at.time) {
       with_type(s.dtype, [&](auto type) {
-        auto* at = static_cast<typename decltype(type)::Bits*>(s.to) + to;
+        auto* result = static_cast<typename decltype(type)::Bits*>(s.to) + to;
 #pragma unroll
         for (int r = 0; r < Body::kResults; ++r) {
-          if (r > 0 && Body::right(r) == 0) at += s.result.size[2];
-          if (inside >> r & 1) at[Body::right(r)] = type.from_float(sum[KT - 1][r]);
+          if (r > 0 && Body::right(r) == 0) result += s.result.size[2];
+          if (inside >> r & 1) result[Body::right(r)] = type.from_float(sum[KT - 1][r]);
         }
       });
       to += to_frame;

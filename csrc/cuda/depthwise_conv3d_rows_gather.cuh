@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(kThreads, kRowBlocks<Body, kSimple>)
 
   const int begin = item.time - s.padding[0];
   const int end = min(item.time + tiling.time, s.result.size[0]) - s.padding[0] + KT - 1;
-  Two<Bits> two[Body::kReadColumns];
+  Two<Bits> two[Body::kReadColumns] = {};
   bool there = false;  // what was read
   const auto read = [&](int f, int repeat, int y) {
     there = 0 <= f && f < min(end, s.source.size[0]) && 0 <= row + y && row + y < s.source.size[1];

@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads, kBeside ? 3 : 2)
                               int64_t{item.column} * results * s.result.channels + lane.channel;
     const int time_end = min(item.time + tiling.time, s.result.size[0]);
     const int begin = item.time - s.padding[0], end = time_end - s.padding[0] + KT - 1;
-    Two<Bits> two[Form::kReadColumns], two_grads[results];
+    Two<Bits> two[Form::kReadColumns] = {}, two_grads[results];
     bool there = false;  // a row that was read
     const auto read = [&](int f, int y) {
       there = 0 <= f && f < min(end, s.source.size[0]) && first_y + y < KH && 0 <= row + y &&

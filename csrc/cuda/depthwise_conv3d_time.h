@@ -16,7 +16,8 @@ constexpr int64_t kStart = 2;
 inline int64_t time_parts(int64_t blocks, int64_t frames, int64_t reach, int64_t most_parts,
                           int64_t resident) {
   int64_t best = 1, least = 0;
-  for (int64_t parts = 1; parts <= std::max<int64_t>(most_parts, 1); ++parts) {
+  const int64_t enough = divide_up(4 * resident, std::max<int64_t>(blocks, 1));
+  for (int64_t parts = 1; parts <= std::clamp<int64_t>(most_parts, 1, enough); ++parts) {
     const int64_t time = divide_up(frames, parts), real = divide_up(frames, time);
     const int64_t rounds = divide_up(std::max<int64_t>(blocks, 1) * real, resident);
     const int64_t work = rounds * (std::min(time + reach, frames) + kStart);

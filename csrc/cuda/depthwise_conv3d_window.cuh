@@ -75,7 +75,6 @@ class Window {
     const int phase = pairing.share.rest(first);
     const int first_row = row_tile * shape.advance[0] + shape.start[0];
     const int first_column = column_tile * shape.advance[1] + shape.start[1] - shape.lead;
-    const int frame = from.size[1] * from.size[2], volume_size = from.size[0] * frame;
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
       raw_[s] = 0;
@@ -87,7 +86,8 @@ class Window {
       const bool inside = volume < volumes && 0 <= row && row < from.size[1] && 0 <= column &&
                           column < from.size[2];
       if (inside) {
-        offset_[s] = pairing.source(phase + volume) * volume_size + row * from.size[2] + column;
+        offset_[s] = static_cast<int>(pairing.source(phase + volume) * from.volume()) +
+                     row * from.size[2] + column;
       }
     }
   }

@@ -155,3 +155,17 @@ def test_traced_code_has_an_operator_that_chooses_when_it_runs(
     ops = ["vmf_kernels.depthwise_conv3d", "vmf_kernels.depthwise_conv_transpose3d"]
     assert traced("auto") == [f"{op}.default" for op in ops]
     assert traced("triton") == [f"{op}_triton.default" for op in ops]
+
+
+@pytest.mark.parametrize("name", ["depthwise_conv3d", "depthwise_conv_transpose3d"])
+def test_the_tile_that_is_told_is_that_of_what_runs(name: str) -> None:
+    with use_backend("auto"), FakeTensorMode():
+        x = torch.empty(2, 4, 4, 8, 8, device="cuda").to(memory_format=torch.channels_last_3d)
+        shape = (4, 2, 3, 3, 3) if "transpose" in name else (8, 1, 3, 3, 3)
+        record = explain(getattr(vmf_kernels, name), x, torch.empty(shape, device="cuda"))[0]
+    lines = record.tile.splitlines()
+    assert len(lines) == (1 if "transpose" in name else 3)
+    for (
+        line
+    ) in lines:  # the transposed convolution repeats its input, which then has a channel each
+        assert ("channels 1," in line) == ("on contiguous copies" in line) == (len(lines) == 3)

@@ -73,10 +73,7 @@ def _how(part: str, features: Tensor, shape: Any, kernel: Any, stride: Any, mult
     _cuda.functions()["depthwise_conv3d_tile"](shape, number, processors, tile)
     blocks, channels, frames, positions = tile
     text = f"{blocks} blocks of {channels} channels, {frames} frames and {positions} positions"
-    gain = cuda_gains.gain(part, features, kernel, stride, multiplier)
-    return (
-        text if gain is None else f"{text}: {gain:.2f} times Triton's speed where it was measured"
-    )
+    return text + cuda_gains.told(part, features, kernel, stride, multiplier)
 
 
 def how(input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any) -> str:

@@ -1,8 +1,8 @@
 """How many times Triton's speed the CUDA C++ kernels had: reviewed data, by which "auto" chooses.
 
 `cuda_gains.json` holds geometric means over layers of real networks, made by `python -m
-bench.gains` from committed times of each part of a training step. A kind of layer that no GPU has
-timed is left to Triton.
+bench.gains` from committed times of each part of a training step; those of Triton's contiguous
+copies are estimated. A kind of layer that no GPU has timed is left to Triton.
 """
 
 import json
@@ -37,22 +37,32 @@ def slower(
         kernel, stride: along T, H and W.
         multiplier: output channels for each of the input's.
     """
-    found = gain(part, features, kernel, stride, multiplier)
-    if found is None:
+    row = _row(features, kernel, stride, multiplier)
+    if row is None:
         return "no GPU has timed its CUDA C++ kernel on such layers"
-    if found > 1:
+    if row[part] >= 1:
         return None
-    return f"Triton's kernel was measured to be {1 / found:.2f} times as fast on such layers"
+    return f"Triton's kernel was {_how(row)} to be {1 / row[part]:.2f} times as fast on such layers"
 
 
-def gain(
+def told(
     part: str, features: Tensor, kernel: Sequence[int], stride: Sequence[int], multiplier: int
-) -> float | None:
-    """Triton's time over that of the CUDA C++ kernel, of a part; None where it was not measured."""
+) -> str:
+    """How fast the CUDA C++ kernel of a part is, in words; empty where no GPU has timed it."""
+    row = _row(features, kernel, stride, multiplier)
+    return "" if row is None else f": {row[part]:.2f} times Triton's speed, {_how(row)}"
+
+
+def _how(row: dict[str, Any]) -> str:
+    return "estimated" if row.get("estimated") else "measured"
+
+
+def _row(
+    features: Tensor, kernel: Sequence[int], stride: Sequence[int], multiplier: int
+) -> dict[str, Any] | None:
     bits = features.dtype.itemsize * 8
     layout = "channels_last_3d" if is_channels_last(features) else "contiguous"
-    row = _rows().get(kind(bits, layout, kernel, stride, multiplier))
-    return None if row is None else row[part]
+    return _rows().get(kind(bits, layout, kernel, stride, multiplier))
 
 
 @lru_cache

@@ -164,7 +164,8 @@ class Operators:
         """Which GPU kernels run each part of a training step of forward(...), in words."""
         geometry = (stride, padding, dilation)
         size = output_size(input.shape, weight.shape, *geometry)
-        grad = empty_in_layout(input, size, is_channels_last(input))
+        on_no_device = torch.empty(0, dtype=input.dtype, device="meta")
+        grad = empty_in_layout(on_no_device, size, is_channels_last(input))
         return "\n".join(
             (
                 f"forward: {self.forward.told(input, weight, bias, *geometry)}",
@@ -209,20 +210,41 @@ class Operators:
 TRITON_MODULE = f"{__package__}.triton"
 
 
+def triton_keeps_last(channels_last: bool, multiplier: int) -> bool:
+    """Whether Triton's kernels read channels last as they are; if not, contiguous copies.
+
+    Where output channels share one of the input and channels are last, the loads of neighbours
+    cannot be joined: on an H200 that took up to eight times as long as the same in contiguous
+    memory, which is more than two copies take.
+    """
+    return channels_last and multiplier == 1
+
+
 def gather_tile(input: Tensor, weight: Tensor, *rest: Any) -> str:
-    """The tile of Triton's kernel of either direction, in words."""
-    return tiles.told(NAME, "gather", input, taps=math.prod(weight.shape[2:]))
+    """The tile of Triton's forward kernel, in words."""
+    return _tile("gather", input, weight.shape[0] // input.shape[1], weight.shape[2:])
 
 
-def _sums_tile(grad_output: Tensor, input: Tensor, *rest: Any) -> str:
-    return tiles.told(NAME, "sums", input)
+def _transpose_tile(input: Tensor, weight: Tensor, bias: Any, size: Any, *rest: Any) -> str:
+    return _tile("gather", input, weight.shape[0] // size[1], weight.shape[2:])
+
+
+def _sums_tile(grad_output: Tensor, input: Tensor, kernel: Any, *rest: Any) -> str:
+    return _tile("sums", input, grad_output.shape[1] // input.shape[1], kernel)
+
+
+def _tile(kernel: str, features: Tensor, multiplier: int, taps: Any) -> str:
+    last = is_channels_last(features)
+    runs_last = triton_keeps_last(last, multiplier)
+    text = tiles.told(NAME, kernel, features, runs_last, taps=math.prod(taps))
+    return text if last == runs_last else f"{text}; on contiguous copies"
 
 
 TRITON: Any = tuple(
     Kernels(TRITON_MODULE, refuses, how=how)
     for refuses, how in (
         (triton_refuses, gather_tile),
-        (transpose_refuses, gather_tile),
+        (transpose_refuses, _transpose_tile),
         (_grad_weight_refuses, _sums_tile),
     )
 )

@@ -12,6 +12,7 @@ from vmf_kernels import tiles
 from vmf_kernels._runs import Run, launcher
 from vmf_kernels.layout import densifier, is_channels_last, maker, to_layout
 from vmf_kernels.ops.depthwise_conv3d.geometry import output_size
+from vmf_kernels.ops.depthwise_conv3d.library import triton_keeps_last
 from vmf_kernels.ops.depthwise_conv3d.triton_grad_weight import depthwise_conv3d_grad_weight
 from vmf_kernels.ops.depthwise_conv3d.triton_tile import (
     SIZES,
@@ -238,15 +239,9 @@ def _gather_launch(of: Geometry, transposed: bool, activation: int = 0) -> tuple
 def _run(
     of: Geometry, transposed: bool, input: Tensor, output: tuple[int, ...], activation: int = 0
 ) -> Run:
-    """Of either direction, for inputs like this one.
-
-    Where output channels share one of the input and channels are last, the loads of neighbours
-    cannot be joined: on an H200 that took up to eight times as long as the same in contiguous
-    memory, which is more than two copies take.
-    """
+    """Of either direction, for inputs like this one."""
     last = of.last
-    if last and of.multiplier > 1:
-        of = replace(of, last=False)
+    of = replace(of, last=triton_keeps_last(last, of.multiplier))
     by_taps, launch = _gather_launch(of, transposed, activation)
     dense, new_output = densifier(input, of.last), maker(input, output, of.last)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from vmf_kernels import tiles
 from vmf_kernels._runs import Run, launcher
 from vmf_kernels.layout import densifier, is_channels_last, maker
+from vmf_kernels.ops.depthwise_conv3d.library import triton_keeps_last
 from vmf_kernels.ops.depthwise_conv3d.triton_tile import (
     SIZES,
     blocks,
@@ -127,8 +128,7 @@ def depthwise_conv3d_grad_weight(
 ) -> Run:
     """The kernel of the sums, and the sum of its parts where there are several."""
     batch, channels, *to_size = grad_output.shape
-    # With a multiplier in contiguous memory, as in triton.py.
-    last = is_channels_last(input) and channels == input.shape[1]
+    last = triton_keeps_last(is_channels_last(input), channels // input.shape[1])
     kt, kh, kw = kernel_size
     tile = tiles.choose("depthwise_conv3d", "sums", input.dtype, input.device, last)
     group_w = min(kw, max(1, tile["sums"] // kt))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vmf_kernels import _cuda, _extension, _triton
-from vmf_kernels.backends import Backend, Op, always
+from vmf_kernels.backends import Backend, Op, always, current_backend
 from vmf_kernels.checks import autocast, check_tensors
 from vmf_kernels.layout import is_channels_last, to_layout
 from vmf_kernels.ops.depthwise_conv3d import cuda, dispatch, library
@@ -142,12 +142,12 @@ class _Runner:
         return lambda input, weight, bias, *rest: run(input, weight, bias, *settings)
 
 
-def _of_operator(predicate: Callable[..., str | None]) -> Callable[..., str | None]:
+def _of_operator(predicate: Callable[..., Any]) -> Callable[..., Any]:
     """A predicate of an operator's arguments as one of prepared arguments."""
 
     def predicate_of_prepared(
         input: Tensor, weight: Tensor, bias: Any, size: Any, stride: Any, padding: Any, *rest: Any
-    ) -> str | None:
+    ) -> Any:
         features = input if input.dim() == 5 else input.unsqueeze(0)
         outputs = weight.shape[0] * weight.shape[1]
         if weight.shape[1] > 1:  # `_Runner` repeats the input
@@ -179,6 +179,16 @@ def _by_gradient(cannot_run: Callable[..., Exception | None]) -> Callable[..., E
     return predicate
 
 
+def _how(forced: library.Operators) -> Callable[..., str]:
+    """Says which GPU kernels run a call; those of `forced` outside of "auto"."""
+
+    def told(*args: Any) -> str:
+        operators = library.OPERATORS if current_backend() == "auto" else forced
+        return f"forward: {operators.transpose.told(*args)}"
+
+    return _of_operator(told)
+
+
 _FASTEST = dispatch.unbatched(_Runner(library.OPERATORS))
 
 OP = Op(
@@ -192,12 +202,14 @@ OP = Op(
             dispatch.unbatched(_Runner(library.CUDA_OPERATORS)),
             "cuda",
             dispatch.unless_alone(_of_operator(cuda.transpose_slower)),
+            _how(library.CUDA_OPERATORS),
             auto=_FASTEST,
         ),
         Backend(
             "triton",
             _by_gradient(_triton.cannot_run(_of_operator(library.transpose_refuses))),
             dispatch.unbatched(_Runner(library.TRITON_OPERATORS)),
+            how=_how(library.TRITON_OPERATORS),
             auto=_FASTEST,
         ),
         Backend("reference", always, dispatch.unbatched(reference.depthwise_conv_transpose3d)),
