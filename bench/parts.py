@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from bench.ops.depthwise_conv3d import BENCH
 from bench.options import DTYPES
 from bench.timing import KERNELS, Clock, CudaClock, cpu_clock, geomean, interleave
 from vmf_kernels import _cuda, _extension, _triton
-from vmf_kernels.ops.depthwise_conv3d.library import CUDA_OPERATORS, OPERATORS
+from vmf_kernels.ops.depthwise_conv3d.library import CUDA_OPERATORS, OPERATORS, TRITON_OPERATORS
 
 PARTS = ("forward", "input gradient", "weight gradient")
 COLUMNS = ("case", "dtype", "layout", "part", "kernels", "us", "pass_us")
@@ -39,7 +40,7 @@ def kinds(device: str) -> dict[str, Any]:
     if device == "cpu" and _extension._C is not None:
         found["cpu"] = OPERATORS
     if device == "cuda" and _triton.missing() is None:
-        found["triton"] = OPERATORS
+        found["triton"] = TRITON_OPERATORS
     if device == "cuda" and _cuda.missing() is None:
         found["cuda"] = CUDA_OPERATORS
     return found
@@ -137,6 +138,15 @@ def summary(rows: Sequence[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
+def chosen_layers(cases: Sequence[Any], sample: int) -> list[DepthwiseCase]:
+    """So many of each kind that `cuda_gains` tells apart: first one of each, then the others."""
+    found: dict[Any, list[DepthwiseCase]] = {}
+    for case in cases:
+        found.setdefault((case.kernel, case.stride, case.multiplier > 1), []).append(case)
+    samples = [list(evenly(of_kind, sample)) for of_kind in found.values()]
+    return [case for row in zip_longest(*samples) for case in row if case is not None]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints a line for each part and a summary, and writes every row."""
     parser = argparse.ArgumentParser(
@@ -147,8 +157,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (cpu)")
     parser.add_argument("--dtype", choices=DTYPES, action="append", help="may be repeated (all)")
     parser.add_argument("--only", type=expression, default="", metavar="REGEX")
-    parser.add_argument("--sample", type=positive, default=16, metavar="N", help="layers (16)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write every row as CSV")
+    parser.add_argument(
+        "--sample",
+        type=positive,
+        default=2,
+        metavar="N",
+        help="layers of each kind: kernel, stride, whether there is a multiplier (2)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="also write every row as CSV, after each layer"
+    )
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
@@ -159,14 +177,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     copy = machine.measure_roofline(arguments.device).memory_bandwidth
     print(f"a copy: {copy / 1e9:.0f} GB/s")
     rows = []
-    for case in evenly(chosen, arguments.sample):
+    for case in chosen_layers(chosen, arguments.sample):
         for name in arguments.dtype or DTYPES:
             for row in measure(case, DTYPES[name], arguments.device, clock, copy):
                 rows.append(row)
                 print(*row.values(), sep="  ", flush=True)
+        if arguments.out:  # a run that is cut short keeps what it measured
+            write_csv(arguments.out, COLUMNS, rows)
     print(summary(rows))
     if arguments.out:
-        write_csv(arguments.out, COLUMNS, rows)
         print(f"wrote {arguments.out}", file=sys.stderr)
     return 0
 

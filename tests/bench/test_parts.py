@@ -37,6 +37,28 @@ def test_a_run_writes_a_row_for_each_part(tmp_path: Path, capsys):
     assert "by time" in capsys.readouterr().out
 
 
+def test_a_sample_begins_with_a_layer_of_every_kind():
+    cases = BENCH.cases()
+
+    def kinds(some):
+        return {(case.kernel, case.stride, case.multiplier > 1) for case in some}
+
+    sample = parts.chosen_layers(cases, 2)
+    count = len(kinds(cases))
+    assert len(kinds(sample[:count])) == count
+    assert count < len(sample) <= 2 * count and len(set(sample)) == len(sample)
+
+
+def test_kinds_of_kernels_on_a_gpu_are_asked_for_by_name(monkeypatch):
+    monkeypatch.setattr(parts._cuda, "missing", lambda: None)
+    names = {name: found and found.forward.name for name, found in parts.kinds("cuda").items()}
+    assert names == {
+        "pytorch": None,
+        "triton": "depthwise_conv3d_triton",
+        "cuda": "depthwise_conv3d_cuda",
+    }
+
+
 class Refusing:
     """An operator whose kernels are not for the call."""
 
