@@ -88,6 +88,19 @@ def processors(index: int) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
+OLDEST = (8, 0)  # compute capability that setup.py compiles for
+
+
+@functools.cache
+def too_old(index: int) -> str | None:
+    """Why the kernels cannot run on a CUDA device, or None."""
+    capability = torch.cuda.get_device_capability(index)
+    if capability >= OLDEST:
+        return None
+    oldest, got = (".".join(map(str, numbers)) for numbers in (OLDEST, capability))
+    return f"its CUDA kernels are for compute capability {oldest} and newer (got {got})"
+
+
 def device(tensor: Tensor) -> tuple[int, int]:
     """What the functions want to know of a tensor's device: multiprocessors, current stream.
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vmf_kernels
+from setup import CUDA_ARCHITECTURES
 from vmf_kernels import _cuda, _triton, use_backend
 from vmf_kernels.backends import OPS
 from vmf_kernels.layout import to_layout
@@ -145,6 +146,26 @@ def test_what_the_kernels_are_not_for(change: dict[str, object], reason: str | N
     geometry = (change.get("stride", (1, 1, 1)), (1,) * 6, change.get("dilation", (1, 1, 1)))
     told = cuda.refuses(input, weight, None, *geometry)
     assert told is None if reason is None else reason in str(told)
+
+
+@pytest.mark.usefixtures("library_of_host")
+@pytest.mark.parametrize(
+    ("capability", "told"), [((7, 5), True), ((8, 0), False), ((10, 3), False)]
+)
+def test_gpus_for_which_they_are_not_compiled(
+    capability: tuple[int, int], told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    _cuda.too_old.cache_clear()
+    assert tuple(int(digit) for digit in CUDA_ARCHITECTURES.split()[0]) == _cuda.OLDEST
+    input, weight = torch.zeros(1, 2, 6, 8, 8), torch.zeros(2, 1, 3, 3, 3)
+    reason = cuda.refuses(input, weight, None, (1, 1, 1), (1,) * 6, (1, 1, 1))
+    assert reason == (
+        "its CUDA kernels are for compute capability 8.0 and newer (got 7.5)" if told else None
+    )
+    _cuda.too_old.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["depthwise_conv3d", "depthwise_conv_transpose3d"])

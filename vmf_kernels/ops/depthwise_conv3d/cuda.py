@@ -36,6 +36,10 @@ def _refuses(features: Tensor, *shape: Any) -> str | None:
         return "it is for tensors with elements"
     if _cuda.missing() or features.dtype not in _cuda.DTYPES:
         return None  # which others say
+    if features.is_cuda and torch.cuda.is_available():
+        reason = _cuda.too_old(features.get_device())
+        if reason is not None:
+            return reason
     reason = _cuda.functions()["depthwise_conv3d_refuses"](_shape(features, *shape))
     return None if reason is None else reason.decode()
 
