@@ -18,6 +18,7 @@ DTYPES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # as in csrc/i
 _SHAPE, _POINTER, _TEXT = ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p, ctypes.c_char_p
 _DEVICE = (ctypes.c_int, _POINTER)  # multiprocessors, stream
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "version": (ctypes.c_int, ()),
     "depthwise_conv3d_refuses": (_TEXT, (_SHAPE,)),
     "depthwise_conv3d_tile": (None, (_SHAPE, ctypes.c_int, ctypes.c_int, _SHAPE)),
     "depthwise_conv3d": (_TEXT, (_SHAPE, *(_POINTER,) * 4, *_DEVICE)),
@@ -93,12 +94,16 @@ OLDEST = (8, 0)  # compute capability that setup.py compiles for
 
 @functools.cache
 def too_old(index: int) -> str | None:
-    """Why the kernels cannot run on a CUDA device, or None."""
+    """Why the kernels cannot run on a CUDA device, or None: it is too old, or its driver."""
     capability = torch.cuda.get_device_capability(index)
-    if capability >= OLDEST:
-        return None
-    oldest, got = (".".join(map(str, numbers)) for numbers in (OLDEST, capability))
-    return f"its CUDA kernels are for compute capability {oldest} and newer (got {got})"
+    if capability < OLDEST:
+        oldest, got = (".".join(map(str, numbers)) for numbers in (OLDEST, capability))
+        return f"its CUDA kernels are for compute capability {oldest} and newer (got {got})"
+    drivers = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
+    built, driver = (version // 1000 for version in (functions()["version"](), drivers))
+    if driver < built:
+        return f"its CUDA kernels were built with CUDA {built} (the driver has CUDA {driver})"
+    return None
 
 
 def device(tensor: Tensor) -> tuple[int, int]:

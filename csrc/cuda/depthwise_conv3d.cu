@@ -202,6 +202,8 @@ const char* run_gather(const DepthwiseConv3dShape& s, bool transposed, const voi
 
 }  // namespace
 
+int cuda_version() { return runtime_version(); }
+
 const char* depthwise_conv3d_refuses(const DepthwiseConv3dShape& s) {
   if (is_large(s)) return kSize;
   if (s.batch * volume(s.output) == 0) {

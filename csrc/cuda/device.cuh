@@ -41,6 +41,9 @@ __device__ T& shared_memory() {
   return memory;
 }
 
+// Of CUDA, as 13000.
+inline int runtime_version() { return CUDART_VERSION; }
+
 // Null, or what the runtime says of the launch.
 template <class Arguments>
 const char* launch(void (*kernel)(Arguments), int64_t blocks, const Arguments& arguments,

@@ -22,6 +22,8 @@ vmf::DepthwiseConv3dShape read(const int64_t* numbers) {
 
 }  // namespace
 
+VMF_EXPORT int vmf_cuda_version() { return vmf::cuda::cuda_version(); }
+
 VMF_EXPORT const char* vmf_cuda_depthwise_conv3d_refuses(const int64_t* shape) {
   return vmf::cuda::depthwise_conv3d_refuses(read(shape));
 }

@@ -182,6 +182,8 @@ T& shared_memory() {
   return *static_cast<T*>(Fibers::shared(sizeof(T)));
 }
 
+inline int runtime_version() { return 0; }
+
 template <class Arguments>
 const char* launch(void (*kernel)(Arguments), int64_t blocks, const Arguments& arguments, void*) {
   Fibers fibers([&] { kernel(arguments); });

@@ -150,11 +150,20 @@ def test_what_the_kernels_are_not_for(change: dict[str, object], reason: str | N
 
 @pytest.mark.usefixtures("library_of_host")
 @pytest.mark.parametrize(
-    ("capability", "told"), [((7, 5), True), ((8, 0), False), ((10, 3), False)]
+    ("capability", "driver", "told"),
+    [
+        ((7, 5), 13000, "its CUDA kernels are for compute capability 8.0 and newer (got 7.5)"),
+        ((8, 0), 12080, "its CUDA kernels were built with CUDA 13 (the driver has CUDA 12)"),
+        ((8, 0), 13000, None),
+        ((10, 3), 13010, None),
+    ],
 )
-def test_gpus_for_which_they_are_not_compiled(
-    capability: tuple[int, int], told: bool, monkeypatch: pytest.MonkeyPatch
+def test_gpus_and_drivers_for_which_they_are_not_compiled(
+    capability: tuple[int, int], driver: int, told: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert _cuda.functions()["version"]() == 0  # on the host
+    monkeypatch.setitem(_cuda.functions(), "version", lambda: 13020)
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver, raising=False)
     monkeypatch.setattr(Tensor, "is_cuda", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
@@ -162,9 +171,7 @@ def test_gpus_for_which_they_are_not_compiled(
     assert tuple(int(digit) for digit in CUDA_ARCHITECTURES.split()[0]) == _cuda.OLDEST
     input, weight = torch.zeros(1, 2, 6, 8, 8), torch.zeros(2, 1, 3, 3, 3)
     reason = cuda.refuses(input, weight, None, (1, 1, 1), (1,) * 6, (1, 1, 1))
-    assert reason == (
-        "its CUDA kernels are for compute capability 8.0 and newer (got 7.5)" if told else None
-    )
+    assert reason == told
     _cuda.too_old.cache_clear()
 
 

@@ -14,6 +14,10 @@ struct Device {
   void* stream;
 };
 
+// Of the CUDA that the kernels were compiled with, as 13000; 0 where they were compiled for the
+// host.
+int cuda_version();
+
 enum class Part { forward, transposed, grad_weight };
 
 // How the kernel of a part divides its work: into so many blocks, each of so many channels (of
