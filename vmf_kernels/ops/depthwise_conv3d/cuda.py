@@ -82,10 +82,8 @@ def _how(part: str, features: Tensor, shape: Any, kernel: Any, stride: Any, mult
 
 def how(input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any) -> str:
     """How the forward kernel runs a call, in words."""
-    size, kernel = (
-        output_size(input.shape, weight.shape, stride, padding, dilation),
-        weight.shape[2:],
-    )
+    size = output_size(input.shape, weight.shape, stride, padding, dilation)
+    kernel = weight.shape[2:]
     shape = _shape(input, input.shape, size, kernel, stride, padding, dilation)
     return _how("forward", input, shape, kernel, stride, weight.shape[0] // input.shape[1])
 

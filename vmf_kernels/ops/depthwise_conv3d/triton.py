@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import triton
@@ -252,8 +253,7 @@ def _run(
         y = new_output()
         # By taps, those of neighbouring channels are neighbours.
         weight = weight.flatten(1).t().contiguous() if by_taps else weight.contiguous()
-        bias, a1, a2 = (None if t is None else t.contiguous() for t in (bias, a1, a2))
-        residual = None if residual is None else to_layout(residual, of.last)
+        bias = None if bias is None else bias.contiguous()
         launch(dense(input), weight, bias, y, residual, a1, a2)
         return y if last == of.last else to_layout(y, last)
 
@@ -301,8 +301,19 @@ def depthwise_conv3d_fused(
     dilation: Triple,
 ) -> Run:
     """The forward kernel with all that may follow."""
-    run = _forward(input, weight, stride, padding, dilation, activation)
-    return lambda *args: run(*args[:6])
+    convolve = _forward(input, weight, stride, padding, dilation, activation)
+    last = triton_keeps_last(is_channels_last(input), weight.shape[0] // input.shape[1])
+
+    def run(
+        input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None,
+        a1: Tensor | None, a2: Tensor | None, *settings: Any,
+    ) -> Tensor:  # fmt: skip
+        residual = None if residual is None else to_layout(residual, last)
+        if a1 is not None and a2 is not None:
+            a1, a2 = a1.contiguous(), a2.contiguous()
+        return convolve(input, weight, bias, residual, a1, a2)
+
+    return run
 
 
 @launcher
