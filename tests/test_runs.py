@@ -133,6 +133,34 @@ def test_gradients_are_recorded_where_they_are_wanted(prepared: list[Any]) -> No
     assert len(prepared) == 2
 
 
+@pytest.mark.parametrize("forced", ["auto", "cpu", "reference"])
+def test_on_a_cpu_calls_with_gradients_are_prepared_once(
+    forced: str, monkeypatch: pytest.MonkeyPatch, extension: Any
+) -> None:
+    """Others are C++'s, or left to PyTorch by rules that look at more than a key tells."""
+    torch.use_deterministic_algorithms(False)  # else C++ leaves them to the dispatcher
+    op, prepared = OPS["depthwise_conv3d"], []
+    prepare = op.prepare
+    monkeypatch.setattr(op, "prepare", lambda *args: (prepared.append(args), prepare(*args))[1])
+    op._runs.clear()
+    for _ in range(3):
+        x, w = torch.randn(1, 2, 3, 4, 5), torch.randn(2, 1, 3, 3, 3).requires_grad_()
+        with use_backend(forced):
+            ours = vmf_kernels.depthwise_conv3d(x, w, None, 1, 1)
+        theirs = nn.functional.conv3d(x, w, None, 1, 1, groups=2)
+        grads = (torch.autograd.grad(y.sum(), w)[0] for y in (ours, theirs))
+        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(*grads)
+    assert len(prepared) == (3 if forced == "reference" else 1)
+    before = len(prepared)
+    for _ in range(2):
+        with torch.no_grad(), use_backend(forced):
+            vmf_kernels.depthwise_conv3d(x, w.detach()[:, :, ::2], None, 1, (0, 1, 1))
+    assert len(prepared) == before + (2 if forced == "reference" else 0)
+    assert len(op._runs) == (0 if forced == "reference" else 1)
+    op._runs.clear()
+
+
 def test_other_backends_forget_what_was_kept(prepared: list[Any]) -> None:
     check(X, A, A)
     op = OPS["dynamic_relu"]

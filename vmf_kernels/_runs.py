@@ -1,6 +1,6 @@
-"""Runs of calls on a GPU: how a call of some kind runs is worked out once, and kept.
+"""Runs of calls: how a call of some kind runs is worked out once, and kept.
 
-The GPU is done with a small layer before Python has looked at its arguments. So a launcher is in
+A small layer is done before Python has looked at its arguments. So a launcher of GPU kernels is in
 two steps. The first looks at everything but the values of the tensors, chooses the kernels, cuts
 the tiles, and returns a function of the same arguments: the run. The second is that run, which
 allocates and launches. Runs are kept by what the first step looks at (`call_key`).
@@ -90,7 +90,8 @@ def without_preparing(run: Run, args: tuple[Any, ...], prepared: tuple[Any, ...]
     """What runs calls like that of `args`, which are `prepared` for `run`.
 
     Without gradients that is what `run.plan` makes of them, if there is one. None where the tensors
-    are not the first arguments and the same in both.
+    are not the first arguments and the same in both, and without gradients on a CPU, where rules
+    that look at threads and instruction sets leave calls to PyTorch.
     """
     tensors = sum(isinstance(arg, Tensor) for arg in args)
     rest = prepared[tensors:]
@@ -98,6 +99,8 @@ def without_preparing(run: Run, args: tuple[Any, ...], prepared: tuple[Any, ...]
     if not same or any(isinstance(arg, Tensor) for arg in rest):
         return None
     grads = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in args[:tensors])
+    if not grads and not args[0].is_cuda:
+        return None
     plan = None if grads else getattr(run, "plan", None)
     planned: Run = run if plan is None else plan(*prepared) or run
     return lambda *args: planned(*args[:tensors], *rest)

@@ -97,27 +97,27 @@ class Op:
 
     def __call__(self, *args: Any) -> Any:
         if not is_compiling():
-            if getattr(args[0], "is_cuda", False):
-                return self._on_gpu(*args)
             infer = self._infer.get(_forced.get())  # a wrong name has none, and is told below
-            if infer is not None and (output := infer(*args)) is not None:
-                return output
+            if infer is not None and not getattr(args[0], "is_cuda", False):
+                output = infer(*args)
+                if output is not None:
+                    return output
+            if not (tiles.are_forced() or _is_any_autocast_enabled() or _runs.someone_listens()):
+                return self._as_before(*args)
         return self._run(*args)
 
-    def _on_gpu(self, *args: Any) -> Any:
-        """Calls of one kind are prepared once; then each is as short as the launch allows."""
-        if tiles.are_forced() or _is_any_autocast_enabled() or _runs.someone_listens():
-            return self._run(*args)
-        key = _runs.call_key(args)
-        run = self._runs.get((_forced.get(), key))
+    def _as_before(self, *args: Any) -> Any:
+        """Calls of one kind are prepared once; what is left for the others is kept."""
+        wanted, key = _forced.get(), _runs.call_key(args)
+        run = self._runs.get((wanted, key))
         if run is not None:
             return run(*args)
         prepared = self.prepare(*args)
         run = self._choose(*prepared)
-        if key is not None:
+        if key is not None and (args[0].is_cuda or wanted in self._infer):
             kept = _runs.without_preparing(run, args, prepared)
             if kept is not None:
-                self._runs.keep((_forced.get(), key), kept)
+                self._runs.keep((wanted, key), kept)
                 return kept(*args)
         return run(*prepared)
 
