@@ -10,7 +10,6 @@ contiguous copies, whose time is estimated. Writes cuda_gains.json beside it.
 """
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -19,10 +18,11 @@ from typing import Any
 
 from bench import machine
 from bench.files import write_atomically
-from bench.op import FORWARD, LAYOUTS, TRAINING
+from bench.op import CHANNELS_LAST, CONTIGUOUS, FORWARD, LAYOUTS, TRAINING
 from bench.results import Layer, layers, read
 from bench.timing import geomean
 from vmf_kernels.ops.depthwise_conv3d import cuda_gains, gains
+from vmf_kernels.ops.depthwise_conv3d.library import triton_keeps_last
 
 OP = "depthwise_conv3d"
 FILES = {"avx512": "ops-cpu.csv", "avx2": "ops-cpu-avx2.csv"}
@@ -30,7 +30,6 @@ PARTS = "parts.csv"
 # Two copies read and write what a part does, and transposing copies at half of a copy's speed; two
 # launches.
 COPY_PASSES, COPY_US = 4, 4
-LAYOUTS_BY_COPY = tuple(LAYOUTS)  # of the copies, and of what is copied
 TARGET = machine.ROOT / "vmf_kernels" / "ops" / OP / "gains.json"
 
 
@@ -79,11 +78,10 @@ def text(folder: Path) -> str:
 def cuda_text(folder: Path) -> str:
     """Of cuda_gains.json, for the parts.csv of a folder."""
     times: dict[tuple[Any, ...], dict[str, float]] = {}
-    with (folder / PARTS).open(newline="") as file:
-        for row in csv.DictReader(file):
-            call = (row["case"], row["dtype"], row["layout"], row["part"])
-            times.setdefault(call, {})[row["kernels"]] = float(row["us"])
-            times[call]["pass"] = float(row["pass_us"])
+    for row in read(folder / PARTS).rows:
+        call = (row["case"], row["dtype"], row["layout"], row["part"])
+        times.setdefault(call, {})[row["kernels"]] = float(row["us"])
+        times[call]["pass"] = float(row["pass_us"])
     ratios: dict[Any, dict[str, list[float]]] = {}
     for (case, dtype, layout, part), us in times.items():
         if {"cuda", "triton"} <= us.keys():
@@ -92,7 +90,7 @@ def cuda_text(folder: Path) -> str:
             name = cuda_gains.kind(bits, layout, kernel, stride, multiplier)
             triton = us["triton"]
             if _copied(layout, multiplier):
-                triton = times[case, dtype, LAYOUTS_BY_COPY[0], part]["triton"]
+                triton = times[case, dtype, CONTIGUOUS, part]["triton"]
                 triton += COPY_PASSES * us["pass"] + COPY_US
             ratios.setdefault(name, {}).setdefault(part, []).append(triton / us["cuda"])
     made = []
@@ -111,7 +109,8 @@ def cuda_text(folder: Path) -> str:
 
 def _copied(layout: str, multiplier: int) -> bool:
     """Whether Triton runs such layers on contiguous copies."""
-    return layout == LAYOUTS_BY_COPY[1] and multiplier > 1
+    last = layout == CHANNELS_LAST
+    return last and not triton_keeps_last(last, multiplier)
 
 
 def _sizes(case: str) -> tuple[tuple[int, ...], tuple[int, ...], int]:

@@ -26,9 +26,9 @@ from bench.ops.depthwise_conv3d import BENCH
 from bench.options import DTYPES
 from bench.timing import KERNELS, Clock, CudaClock, cpu_clock, geomean, interleave
 from vmf_kernels import _cuda, _extension, _triton
+from vmf_kernels.ops.depthwise_conv3d.cuda_gains import PARTS
 from vmf_kernels.ops.depthwise_conv3d.library import CUDA_OPERATORS, OPERATORS, TRITON_OPERATORS
 
-PARTS = ("forward", "input gradient", "weight gradient")
 COLUMNS = ("case", "dtype", "layout", "part", "kernels", "us", "pass_us")
 ONE = (1, 1, 1)
 Key = tuple[str, str, str]  # layout, part, kernels

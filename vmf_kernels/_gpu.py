@@ -95,11 +95,12 @@ class Launcher:
         key = call_key(args)
         if key is None:
             return None
-        run = None if tiles.are_forced() else self.runs.get(key)
+        if tiles.are_forced():
+            return self.plan(*args)
+        run = self.runs.get(key)
         if run is None:
             run = self.plan(*args)
-            if not tiles.are_forced():
-                self.runs.keep(key, run)
+            self.runs.keep(key, run)
         return run
 
 

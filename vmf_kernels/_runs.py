@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from vmf_kernels import _extension
+from vmf_kernels.checks import wants_grad
 
 Run = Callable[..., Any]
 MOST_RUNS = 4096
@@ -66,10 +67,10 @@ call_key: Callable[[tuple[Any, ...]], Any] = getattr(_extension._C, "call_key", 
 
 
 class Runs(dict[Any, Run]):
-    """What is kept, by key; at most `MOST_RUNS`, of which the next one takes the place."""
+    """What is kept, by key."""
 
     def keep(self, key: Any, run: Run) -> None:
-        """Keeps one."""
+        """Keeps one, in place of all others where there are `MOST_RUNS`."""
         if len(self) >= MOST_RUNS:
             self.clear()
         self[key] = run
@@ -98,7 +99,7 @@ def without_preparing(run: Run, args: tuple[Any, ...], prepared: tuple[Any, ...]
     same = all(a is b for a, b in zip(args[:tensors], prepared[:tensors], strict=True))
     if not same or any(isinstance(arg, Tensor) for arg in rest):
         return None
-    grads = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in args[:tensors])
+    grads = wants_grad(*args[:tensors])
     if not grads and not args[0].is_cuda:
         return None
     plan = None if grads else getattr(run, "plan", None)

@@ -102,3 +102,10 @@ def autocast(*tensors: Any) -> tuple[Any, ...]:
         else t
         for t in tensors
     )
+
+
+def wants_grad(*tensors: Any) -> bool:
+    """Whether autograd records what is done with these."""
+    return torch.is_grad_enabled() and any(
+        isinstance(t, Tensor) and t.requires_grad for t in tensors
+    )

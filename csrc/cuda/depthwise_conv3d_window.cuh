@@ -94,40 +94,38 @@ class Window {
 
   // Starts to read a frame; `frame` is the first element of the first volume's.
   __device__ void fetch(const void* data, int64_t frame) {
+    const auto fetch_bits = [&](const auto* bits) {
+      with_group([&]<int kGroup>() { fetch_groups<kGroup>(bits + frame); });
+    };
     if (dtype_ == DType::f32) {
-      fetch_groups(static_cast<const uint32_t*>(data) + frame);
+      fetch_bits(static_cast<const uint32_t*>(data));
     } else {
-      fetch_groups(static_cast<const uint16_t*>(data) + frame);
+      fetch_bits(static_cast<const uint16_t*>(data));
     }
   }
 
   // Writes what was fetched, and zeros where there was nothing, into shared memory.
   __device__ void put(float* tile) const {
     with_type(dtype_, [&](auto type) {
-      if (group_ == 4) {
-        put_groups<4>(type, tile);
-      } else if (group_ == 2) {
-        put_groups<2>(type, tile);
-      } else {
-        put_groups<1>(type, tile);
-      }
+      with_group([&]<int kGroup>() { put_groups<kGroup>(type, tile); });
     });
   }
 
  private:
-  template <class Bits>
-  __device__ void fetch_groups(const Bits* frame) {
+  // Runs f with the number of elements of a group: the same branch for all threads.
+  template <class F>
+  __device__ void with_group(const F& f) const {
     if (group_ == 4) {
-      fetch_each<4>(frame);
+      f.template operator()<4>();
     } else if (group_ == 2) {
-      fetch_each<2>(frame);
+      f.template operator()<2>();
     } else {
-      fetch_each<1>(frame);
+      f.template operator()<1>();
     }
   }
 
   template <int kGroup, class Bits>
-  __device__ void fetch_each(const Bits* frame) {
+  __device__ void fetch_groups(const Bits* frame) {
 #pragma unroll
     for (int s = 0; s < kSlots / kGroup; ++s) {
       if (offset_[s] < 0) continue;

@@ -65,9 +65,9 @@ def samples(dtype: torch.dtype, last: bool = False) -> tuple[Tensor, Tensor, Ten
 def test_launchers(last: bool, dtype: torch.dtype) -> None:
     input, weight, bias, grad = samples(dtype, last)
     size, kernel = list(input.shape), list(weight.shape[2:])
-    assert cuda.refuses(input, weight, bias, *GEOMETRY) is None
-    assert cuda.transpose_refuses(grad, weight, None, size, *GEOMETRY) is None
-    assert cuda.grad_weight_refuses(grad, input, kernel, *GEOMETRY) is None
+    assert cuda.FORWARD.refuses(input, weight, bias, *GEOMETRY) is None
+    assert cuda.TRANSPOSED.refuses(grad, weight, None, size, *GEOMETRY) is None
+    assert cuda.GRAD_WEIGHT.refuses(grad, input, kernel, *GEOMETRY) is None
 
     def check(ours: Tensor, theirs: Tensor) -> None:
         order = torch.channels_last_3d if last and ours.shape[1] > 1 else torch.contiguous_format
@@ -144,7 +144,7 @@ def test_what_the_kernels_are_not_for(change: dict[str, object], reason: str | N
     kernel, outputs = change.get("kernel", (3, 3, 3)), channels * change.get("multiplier", 1)  # type: ignore[operator]
     weight = input.new_zeros((outputs, 1, *kernel))  # type: ignore[misc]
     geometry = (change.get("stride", (1, 1, 1)), (1,) * 6, change.get("dilation", (1, 1, 1)))
-    told = cuda.refuses(input, weight, None, *geometry)
+    told = cuda.FORWARD.refuses(input, weight, None, *geometry)
     assert told is None if reason is None else reason in str(told)
 
 
@@ -170,7 +170,7 @@ def test_gpus_and_drivers_for_which_they_are_not_compiled(
     _cuda.too_old.cache_clear()
     assert tuple(int(digit) for digit in CUDA_ARCHITECTURES.split()[0]) == _cuda.OLDEST
     input, weight = torch.zeros(1, 2, 6, 8, 8), torch.zeros(2, 1, 3, 3, 3)
-    reason = cuda.refuses(input, weight, None, (1, 1, 1), (1,) * 6, (1, 1, 1))
+    reason = cuda.FORWARD.refuses(input, weight, None, (1, 1, 1), (1,) * 6, (1, 1, 1))
     assert reason == told
     _cuda.too_old.cache_clear()
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vmf_kernels.checks import wants_grad
 from vmf_kernels.ops.depthwise_conv3d import epilogue
 from vmf_kernels.ops.depthwise_conv3d.dispatch import OP
 
@@ -53,7 +54,7 @@ def depthwise_conv3d(
     if activation is None and residual is None:
         return OP(input, weight, bias, stride, padding, dilation)
     slopes = activation if isinstance(activation, tuple | list) else ()
-    if epilogue.wants_grad(input, weight, bias, residual, *slopes):
+    if wants_grad(input, weight, bias, residual, *slopes):
         output = OP(input, weight, bias, stride, padding, dilation)
         return epilogue.step_by_step(output, activation, residual)
     return epilogue.OP(input, weight, bias, stride, padding, dilation, activation, residual)

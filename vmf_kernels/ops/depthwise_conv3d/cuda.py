@@ -2,7 +2,9 @@
 
 import ctypes
 import functools
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from vmf_kernels import _cuda
 from vmf_kernels._runs import Run, launcher
 from vmf_kernels.layout import densifier, is_channels_last, maker
 from vmf_kernels.ops.depthwise_conv3d import cuda_gains
-from vmf_kernels.ops.depthwise_conv3d.geometry import output_size
+from vmf_kernels.ops.depthwise_conv3d.geometry import as_batch, output_size
 
 Triple = tuple[int, ...]  # T, H, W
 
@@ -21,18 +23,68 @@ def _numbers(*numbers: int) -> Any:
     return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
-def _shape(
-    features: Tensor, input: Any, output: Any, kernel: Any, stride: Any, padding: Any, dilation: Any
-) -> Any:
-    """A DepthwiseConv3dShape; `features` are any of the problem's, which say layout and dtype."""
-    return _numbers(
-        input[0], input[1], output[1] // input[1], *input[2:], *output[2:], *kernel, *stride,
-        *padding[::2], *dilation, is_channels_last(features), _cuda.DTYPES[features.dtype],
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Problem:
+    """What a call of one of the operators asks of the kernels.
+
+    Attributes:
+        part: of `cuda_gains.PARTS`.
+        features: any of its batches, which say layout, dtype and device.
+        input, output: sizes of the convolution's.
+        kernel, stride, padding, dilation: as the operators take them.
+    """
+
+    part: str
+    features: Tensor
+    input: Any
+    output: Any
+    kernel: Any
+    stride: Any
+    padding: Any
+    dilation: Any
+
+    @property
+    def multiplier(self) -> int:
+        return int(self.output[1] // self.input[1])
+
+    @property
+    def numbers(self) -> Any:
+        """A DepthwiseConv3dShape."""
+        return _numbers(
+            *self.input[:2], self.multiplier, *self.input[2:], *self.output[2:], *self.kernel,
+            *self.stride, *self.padding[::2], *self.dilation, is_channels_last(self.features),
+            _cuda.DTYPES[self.features.dtype],
+        )  # fmt: skip
+
+    @property
+    def layer(self) -> tuple[Any, ...]:
+        """What `cuda_gains` is asked with."""
+        return self.part, self.features, self.kernel, self.stride, self.multiplier
 
 
-def _refuses(features: Tensor, *shape: Any) -> str | None:
-    if 0 in shape[0] or 0 in shape[1]:
+def _forward(
+    input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any
+) -> Problem:
+    input = as_batch(input)
+    size = output_size(input.shape, weight.shape, stride, padding, dilation)
+    geometry = (weight.shape[2:], stride, padding, dilation)
+    return Problem("forward", input, input.shape, size, *geometry)
+
+
+def _transposed(
+    input: Tensor, weight: Tensor, bias: Any, size: Any, stride: Any, padding: Any, dilation: Any
+) -> Problem:
+    geometry = (weight.shape[2:], stride, padding, dilation)
+    return Problem("input gradient", input, size, input.shape, *geometry)
+
+
+def _grad_weight(grad_output: Tensor, input: Tensor, *geometry: Any) -> Problem:
+    return Problem("weight gradient", input, input.shape, grad_output.shape, *geometry)
+
+
+def _refuses(problem: Problem) -> str | None:
+    features = problem.features
+    if 0 in problem.input or 0 in problem.output:
         return "it is for tensors with elements"
     if _cuda.missing() or features.dtype not in _cuda.DTYPES:
         return None  # which others say
@@ -40,102 +92,58 @@ def _refuses(features: Tensor, *shape: Any) -> str | None:
         reason = _cuda.too_old(features.get_device())
         if reason is not None:
             return reason
-    reason = _cuda.functions()["depthwise_conv3d_refuses"](_shape(features, *shape))
+    reason = _cuda.functions()["depthwise_conv3d_refuses"](problem.numbers)
     return None if reason is None else reason.decode()
 
 
-def refuses(
-    input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any
-) -> str | None:
-    """What the kernels do not cover, in words."""
-    size = output_size(input.shape, weight.shape, stride, padding, dilation)
-    if input.dim() == 4:
-        input = input.unsqueeze(0)
-        size = (1, *size)
-    return _refuses(input, input.shape, size, weight.shape[2:], stride, padding, dilation)
+def _slower(problem: Problem) -> str | None:
+    return cuda_gains.slower(*problem.layer)
 
 
-def transpose_refuses(
-    input: Tensor, weight: Tensor, bias: Any, size: Any, stride: Any, padding: Any, dilation: Any
-) -> str | None:
-    """What the kernels of the transposed convolution do not cover, in words."""
-    return _refuses(input, size, input.shape, weight.shape[2:], stride, padding, dilation)
-
-
-def grad_weight_refuses(
-    grad_output: Tensor, input: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any
-) -> str | None:
-    """What the kernels of the weight's gradient do not cover, in words."""
-    return _refuses(input, input.shape, grad_output.shape, kernel, stride, padding, dilation)
-
-
-def _how(part: str, features: Tensor, shape: Any, kernel: Any, stride: Any, multiplier: int) -> str:
-    """The tile of a part, in words, and why Triton does not run it."""
-    processors, _ = _cuda.device(features)
+def _how(problem: Problem) -> str:
+    processors, _ = _cuda.device(problem.features)
     tile = (ctypes.c_int64 * 4)()
-    number = cuda_gains.PARTS.index(part)
-    _cuda.functions()["depthwise_conv3d_tile"](shape, number, processors, tile)
+    part = cuda_gains.PARTS.index(problem.part)
+    _cuda.functions()["depthwise_conv3d_tile"](problem.numbers, part, processors, tile)
     blocks, channels, frames, positions = tile
     text = f"{blocks} blocks of {channels} channels, {frames} frames and {positions} positions"
-    return text + cuda_gains.told(part, features, kernel, stride, multiplier)
+    return text + cuda_gains.told(*problem.layer)
 
 
-def how(input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any) -> str:
-    """How the forward kernel runs a call, in words."""
-    size = output_size(input.shape, weight.shape, stride, padding, dilation)
-    kernel = weight.shape[2:]
-    shape = _shape(input, input.shape, size, kernel, stride, padding, dilation)
-    return _how("forward", input, shape, kernel, stride, weight.shape[0] // input.shape[1])
+class Questions(NamedTuple):
+    """What may be asked about calls of one operator; all take its arguments.
+
+    Attributes:
+        refuses: what the kernels do not cover, in words, or None.
+        slower: why "auto" leaves a call to Triton, in words, or None.
+        how: how the kernel runs a call, in words.
+    """
+
+    refuses: Callable[..., str | None]
+    slower: Callable[..., str | None]
+    how: Callable[..., str]
 
 
-def transpose_how(
-    input: Tensor, weight: Tensor, bias: Any, size: Any, stride: Any, padding: Any, dilation: Any
-) -> str:
-    """The same of the transposed convolution."""
-    kernel = weight.shape[2:]
-    shape = _shape(input, size, input.shape, kernel, stride, padding, dilation)
-    return _how("input gradient", input, shape, kernel, stride, weight.shape[0] // size[1])
+def _about(problem: Callable[..., Problem]) -> Questions:
+    return Questions(
+        lambda *args: _refuses(problem(*args)),
+        lambda *args: _slower(problem(*args)),
+        lambda *args: _how(problem(*args)),
+    )
 
 
-def grad_weight_how(
-    grad_output: Tensor, input: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any
-) -> str:
-    """The same of the weight's gradient."""
-    output = grad_output.shape
-    shape = _shape(input, input.shape, output, kernel, stride, padding, dilation)
-    return _how("weight gradient", input, shape, kernel, stride, output[1] // input.shape[1])
-
-
-def slower(input: Tensor, weight: Tensor, bias: Any, stride: Any, *rest: Any) -> str | None:
-    """Why "auto" leaves a forward call to Triton, in words, or None."""
-    batch = input if input.dim() == 5 else input.unsqueeze(0)
-    multiplier = weight.shape[0] // batch.shape[1]
-    return cuda_gains.slower("forward", batch, weight.shape[2:], stride, multiplier)
-
-
-def transpose_slower(
-    input: Tensor, weight: Tensor, bias: Any, size: Any, stride: Any, *rest: Any
-) -> str | None:
-    """The same of the transposed convolution."""
-    multiplier = weight.shape[0] // size[1]
-    return cuda_gains.slower("input gradient", input, weight.shape[2:], stride, multiplier)
-
-
-def grad_weight_slower(
-    grad_output: Tensor, input: Tensor, kernel: Any, stride: Any, *rest: Any
-) -> str | None:
-    """The same of the weight's gradient."""
-    multiplier = grad_output.shape[1] // input.shape[1]
-    return cuda_gains.slower("weight gradient", input, kernel, stride, multiplier)
+FORWARD: Questions = _about(_forward)
+TRANSPOSED: Questions = _about(_transposed)
+GRAD_WEIGHT: Questions = _about(_grad_weight)
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _run(name: str, shape: Any, input: Tensor, size: Any) -> Run:
+def _run(name: str, problem: Problem, input: Tensor, size: Any) -> Run:
     """Of one direction's function of the library, for inputs like this one."""
-    last = is_channels_last(input)
+    shape, last = problem.numbers, is_channels_last(input)
     dense, new_output = densifier(input, last), maker(input, size, last)
 
     def run(input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
@@ -157,9 +165,8 @@ def depthwise_conv3d(
     dilation: Triple,
 ) -> Run:
     """The forward kernel."""
-    size = output_size(input.shape, weight.shape, stride, padding, dilation)
-    shape = _shape(input, input.shape, size, weight.shape[2:], stride, padding, dilation)
-    return _run("depthwise_conv3d", shape, input, size)
+    problem = _forward(input, weight, bias, stride, padding, dilation)
+    return _run("depthwise_conv3d", problem, input, problem.output)
 
 
 @launcher
@@ -173,8 +180,8 @@ def depthwise_conv_transpose3d(
     dilation: Triple,
 ) -> Run:
     """The kernel of the other direction."""
-    shape = _shape(input, output_size, input.shape, weight.shape[2:], stride, padding, dilation)
-    return _run("depthwise_conv_transpose3d", shape, input, output_size)
+    problem = _transposed(input, weight, bias, output_size, stride, padding, dilation)
+    return _run("depthwise_conv_transpose3d", problem, input, output_size)
 
 
 @launcher
@@ -187,7 +194,7 @@ def depthwise_conv3d_grad_weight(
     dilation: Triple,
 ) -> Run:
     """The kernel of the sums, and the sum of its parts."""
-    shape = _shape(input, input.shape, grad_output.shape, kernel_size, stride, padding, dilation)
+    shape = _grad_weight(grad_output, input, kernel_size, stride, padding, dilation).numbers
     last, channels = is_channels_last(input), grad_output.shape[1]
     dense_grad, dense = densifier(grad_output, last), densifier(input, last)
     new_weight = maker(input, (channels, 1, *kernel_size))

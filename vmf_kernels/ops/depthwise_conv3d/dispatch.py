@@ -9,9 +9,9 @@ from torch import Tensor
 from vmf_kernels import _cuda, _extension, _triton
 from vmf_kernels.backends import Backend, Op, always, current_backend
 from vmf_kernels.backends import cpu_cannot_run as no_cpu_kernel
-from vmf_kernels.checks import autocast, check_tensors
+from vmf_kernels.checks import autocast, check_tensors, wants_grad
 from vmf_kernels.ops.depthwise_conv3d import cuda, library, reference
-from vmf_kernels.ops.depthwise_conv3d.geometry import NAME, normalise, output_size
+from vmf_kernels.ops.depthwise_conv3d.geometry import NAME, as_batch, normalise, output_size
 
 # `prepare` in a tenth of the time; None for every call that is not an ordinary one.
 _normalise = getattr(_extension._C, "normalise_depthwise_conv3d", None)
@@ -99,8 +99,7 @@ def pytorch_is_not_faster(*prepared: Any) -> Exception | None:
 
 def cpu_slower(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> str | None:
     """Without gradients PyTorch is ahead in few cases; in training never."""
-    wants_grad = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
-    if _slower is None or wants_grad or torch.compiler.is_compiling():
+    if _slower is None or wants_grad(input, weight) or torch.compiler.is_compiling():
         return None
     reason: str | None = _slower(input, weight, bias, *geometry)
     return reason
@@ -111,14 +110,14 @@ def unless_alone(slower: Callable[..., str | None]) -> Callable[..., str | None]
     return lambda *prepared: None if _triton.missing() else slower(*prepared)
 
 
+def gpu_operators(forced: library.Operators) -> library.Operators:
+    """Those that run now: of one kind of kernels only where that is asked for by name."""
+    return library.OPERATORS if current_backend() == "auto" else forced
+
+
 def how(forced: library.Operators) -> Callable[..., str]:
-    """Says which GPU kernels run each part of a call; those of `forced` outside of "auto"."""
-
-    def told(input: Tensor, *rest: Any) -> str:
-        operators = library.OPERATORS if current_backend() == "auto" else forced
-        return operators.told(input if input.dim() == 5 else input.unsqueeze(0), *rest)
-
-    return told
+    """Says which GPU kernels run each part of a call."""
+    return lambda input, *rest: gpu_operators(forced).told(as_batch(input), *rest)
 
 
 OP = Op(
@@ -128,10 +127,10 @@ OP = Op(
         Backend("cpu", cpu_cannot_run, unbatched(library.depthwise_conv3d), "cpu", cpu_slower),
         Backend(
             "cuda",
-            _cuda.cannot_run(cuda.refuses),
+            _cuda.cannot_run(cuda.FORWARD.refuses),
             unbatched(library.CUDA_OPERATORS.forward),
             "cuda",
-            unless_alone(cuda.slower),
+            unless_alone(cuda.FORWARD.slower),
             how(library.CUDA_OPERATORS),
             auto=unbatched(library.depthwise_conv3d),
         ),

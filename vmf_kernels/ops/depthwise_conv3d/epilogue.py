@@ -18,7 +18,7 @@ from vmf_kernels.checks import autocast, check_tensors
 from vmf_kernels.layout import is_channels_last, to_layout, widen
 from vmf_kernels.operator import Operator, differentiate_reference
 from vmf_kernels.ops.depthwise_conv3d import cuda, dispatch, library, reference
-from vmf_kernels.ops.depthwise_conv3d.geometry import NAME, output_size
+from vmf_kernels.ops.depthwise_conv3d.geometry import NAME, as_batch, output_size
 from vmf_kernels.ops.dynamic_relu import dynamic_relu
 from vmf_kernels.ops.dynamic_relu import reference as dynamic_relu_reference
 
@@ -31,13 +31,6 @@ ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 # The op takes the index: the order of `Activation` in csrc/include/vmf/depthwise_conv3d.h.
 ACTIVATIONS = (None, *ELEMENTWISE, "dynamic_relu")
-
-
-def wants_grad(*tensors: Any) -> bool:
-    """Whether autograd records what is done with these."""
-    return torch.is_grad_enabled() and any(
-        isinstance(t, Tensor) and t.requires_grad for t in tensors
-    )
 
 
 def step_by_step(output: Tensor, activation: Any, residual: Tensor | None) -> Tensor:
@@ -157,8 +150,11 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     return differentiate_reference(_reference, inputs, grad_output)
 
 
-def _triton_refuses(input: Tensor, weight: Tensor, *rest: Any) -> str | None:
-    return library.triton_refuses(input, weight, rest[0], *rest[-3:])
+def _of_convolution(predicate: Callable[..., Any]) -> Callable[..., Any]:
+    """A predicate of the convolution's arguments as one of all."""
+    return lambda input, weight, bias, r, a1, a2, f, *geometry: predicate(
+        input, weight, bias, *geometry
+    )
 
 
 depthwise_conv3d_fused: Operator = Operator(
@@ -170,7 +166,11 @@ depthwise_conv3d_fused: Operator = Operator(
     flops=lambda x, w, b, r, a1, a2, f, s, p, d, out: library.forward_flops(out, w),
     setup_context=_setup,
     backward=_backward,
-    kernels=(Kernels(library.TRITON_MODULE, _triton_refuses, how=library.gather_tile),),
+    kernels=(
+        Kernels(
+            library.TRITON_MODULE, _of_convolution(library.triton_refuses), how=library.gather_tile
+        ),
+    ),
 )
 
 
@@ -199,16 +199,8 @@ def _in_steps(convolve: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
-def _of_convolution(predicate: Callable[..., Any]) -> Callable[..., Any]:
-    """A predicate of the convolution's arguments as one of all."""
-    return lambda input, weight, bias, r, a1, a2, f, *geometry: predicate(
-        input, weight, bias, *geometry
-    )
-
-
 def _told(input: Tensor, *rest: Any) -> str:
-    batch = input if input.dim() == 5 else input.unsqueeze(0)
-    return f"forward: {depthwise_conv3d_fused.told(batch, *rest)}"
+    return f"forward: {depthwise_conv3d_fused.told(as_batch(input), *rest)}"
 
 
 def _cpu_slower(input: Tensor, *rest: Any) -> str | None:
@@ -235,7 +227,7 @@ OP = Op(
         ),
         Backend(
             "cuda",
-            _of_convolution(_cuda.cannot_run(cuda.refuses)),
+            _of_convolution(_cuda.cannot_run(cuda.FORWARD.refuses)),
             _unbatched(_in_steps(library.CUDA_OPERATORS.forward)),
             "cuda",
             dispatch.unless_alone(lambda *prepared: "Triton's kernel does it all in one pass"),

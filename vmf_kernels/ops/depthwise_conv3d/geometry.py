@@ -103,3 +103,8 @@ def _integer(name: str, value: Any, minimum: int) -> int:
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum} (got {value})")
     return value
+
+
+def as_batch(input: Any) -> Any:
+    """(N, C, T, H, W), of that or of one sample."""
+    return input if input.dim() == 5 else input.unsqueeze(0)

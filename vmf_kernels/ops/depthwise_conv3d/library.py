@@ -249,12 +249,8 @@ TRITON: Any = tuple(
     )
 )
 CUDA: Any = tuple(
-    Kernels(f"{__package__}.cuda", refuses, _cuda.missing, slower, how, "CUDA C++")
-    for refuses, slower, how in (
-        (cuda.refuses, cuda.slower, cuda.how),
-        (cuda.transpose_refuses, cuda.transpose_slower, cuda.transpose_how),
-        (cuda.grad_weight_refuses, cuda.grad_weight_slower, cuda.grad_weight_how),
-    )
+    Kernels(f"{__package__}.cuda", ask.refuses, _cuda.missing, ask.slower, ask.how, "CUDA C++")
+    for ask in (cuda.FORWARD, cuda.TRANSPOSED, cuda.GRAD_WEIGHT)
 )
 
 # On a GPU each part of a training step runs by the kernels that were measured to be faster.

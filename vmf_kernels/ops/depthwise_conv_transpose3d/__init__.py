@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from vmf_kernels import _cuda, _extension, _triton
-from vmf_kernels.backends import Backend, Op, always, current_backend
+from vmf_kernels.backends import Backend, Op, always
 from vmf_kernels.checks import autocast, check_tensors
 from vmf_kernels.layout import is_channels_last, to_layout
 from vmf_kernels.ops.depthwise_conv3d import cuda, dispatch, library
-from vmf_kernels.ops.depthwise_conv3d.geometry import AXES, MAX_ELEMENTS, normalise
+from vmf_kernels.ops.depthwise_conv3d.geometry import AXES, MAX_ELEMENTS, as_batch, normalise
 from vmf_kernels.ops.depthwise_conv_transpose3d import reference
 
 NAME = "depthwise_conv_transpose3d"
@@ -148,7 +148,7 @@ def _of_operator(predicate: Callable[..., Any]) -> Callable[..., Any]:
     def predicate_of_prepared(
         input: Tensor, weight: Tensor, bias: Any, size: Any, stride: Any, padding: Any, *rest: Any
     ) -> Any:
-        features = input if input.dim() == 5 else input.unsqueeze(0)
+        features = as_batch(input)
         outputs = weight.shape[0] * weight.shape[1]
         if weight.shape[1] > 1:  # `_Runner` repeats the input
             repeated = features.new_empty(
@@ -180,13 +180,10 @@ def _by_gradient(cannot_run: Callable[..., Exception | None]) -> Callable[..., E
 
 
 def _how(forced: library.Operators) -> Callable[..., str]:
-    """Says which GPU kernels run a call; those of `forced` outside of "auto"."""
-
-    def told(*args: Any) -> str:
-        operators = library.OPERATORS if current_backend() == "auto" else forced
-        return f"forward: {operators.transpose.told(*args)}"
-
-    return _of_operator(told)
+    """Says which GPU kernels run a call."""
+    return _of_operator(
+        lambda *args: f"forward: {dispatch.gpu_operators(forced).transpose.told(*args)}"
+    )
 
 
 _FASTEST = dispatch.unbatched(_Runner(library.OPERATORS))
@@ -198,10 +195,10 @@ OP = Op(
         Backend("cpu", _by_gradient(dispatch.cpu_cannot_run), _FASTEST, "cpu"),
         Backend(
             "cuda",
-            _by_gradient(_cuda.cannot_run(_of_operator(cuda.transpose_refuses))),
+            _by_gradient(_cuda.cannot_run(_of_operator(cuda.TRANSPOSED.refuses))),
             dispatch.unbatched(_Runner(library.CUDA_OPERATORS)),
             "cuda",
-            dispatch.unless_alone(_of_operator(cuda.transpose_slower)),
+            dispatch.unless_alone(_of_operator(cuda.TRANSPOSED.slower)),
             _how(library.CUDA_OPERATORS),
             auto=_FASTEST,
         ),
